@@ -1,0 +1,129 @@
+//! The gate: how many undelivered bytes there are, and whether Redis may be read.
+//!
+//! Every live [`Event`](crate::core::event::Event) holds a [`Charge`] for its payload and for each frame
+//! rendered from it; the charge is given back when the last holder drops the event. Over the high mark the
+//! gate closes, at the low mark it opens. It is the only place where reading pauses. One atomic add per
+//! event and per frame, none per delivery.
+//!
+//! When nothing at all is held, the gate is open whatever the budget, so that one message of any size
+//! always passes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// Counts the bytes held and closes over the high mark. Shared by ingest and all who hold events.
+pub struct Gate {
+    held_bytes: AtomicUsize,
+    high_bytes: usize,
+    low_bytes: usize,
+    closed: AtomicBool,
+    opened: Box<dyn Fn() + Send + Sync>,
+}
+
+impl std::fmt::Debug for Gate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Gate({} of {} bytes)", self.held_bytes(), self.high_bytes)
+    }
+}
+
+impl Gate {
+    /// A gate over `high_bytes`, opening again at `low_bytes`. `opened` is called, from whichever thread
+    /// dropped the last bytes, when a closed gate opens: it wakes the ingest.
+    pub fn new(high_bytes: usize, low_bytes: usize, opened: impl Fn() + Send + Sync + 'static) -> Arc<Gate> {
+        assert!(low_bytes <= high_bytes);
+        Arc::new(Gate {
+            held_bytes: AtomicUsize::new(0),
+            high_bytes,
+            low_bytes,
+            closed: AtomicBool::new(false),
+            opened: Box::new(opened),
+        })
+    }
+
+    /// The bytes of all live events and their frames.
+    pub fn held_bytes(&self) -> usize {
+        self.held_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The budget: the mark over which reading pauses, in bytes.
+    pub fn high_bytes(&self) -> usize {
+        self.high_bytes
+    }
+
+    /// The mark at which reading goes on, in bytes.
+    pub fn low_bytes(&self) -> usize {
+        self.low_bytes
+    }
+
+    /// Whether as many bytes are held as the budget allows: the moment for slow clients to be looked at.
+    pub fn is_over(&self) -> bool {
+        self.held_bytes() > self.high_bytes
+    }
+
+    /// Asked by the ingest before each message: closes the gate when too much is held, and says whether
+    /// reading may go on.
+    pub fn may_read(&self) -> bool {
+        if self.closed.load(Ordering::SeqCst) {
+            return false;
+        }
+        if self.held_bytes() <= self.high_bytes {
+            return true;
+        }
+        self.closed.store(true, Ordering::SeqCst);
+        // Bytes given back between the look and the store found the gate open and woke nobody: look again.
+        // Both sides use SeqCst, so one of the two sees the other.
+        if self.held_bytes.load(Ordering::SeqCst) <= self.low_bytes {
+            self.closed.store(false, Ordering::SeqCst);
+            return true;
+        }
+        false
+    }
+
+    /// Whether reading is paused now.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    fn give_back(&self, bytes: usize) {
+        let before = self.held_bytes.fetch_sub(bytes, Ordering::SeqCst);
+        debug_assert!(before >= bytes);
+        if before - bytes <= self.low_bytes
+            && self.closed.load(Ordering::SeqCst)
+            && self.closed.swap(false, Ordering::SeqCst)
+        {
+            (self.opened)();
+        }
+    }
+}
+
+/// Bytes that count against the budget as long as this lives.
+#[derive(Debug)]
+pub struct Charge {
+    gate: Arc<Gate>,
+    bytes: AtomicUsize,
+}
+
+impl Charge {
+    /// Counts `bytes` from now on.
+    pub fn new(gate: &Arc<Gate>, bytes: usize) -> Charge {
+        gate.held_bytes.fetch_add(bytes, Ordering::SeqCst);
+        Charge { gate: Arc::clone(gate), bytes: AtomicUsize::new(bytes) }
+    }
+
+    /// Counts `more` bytes with it (a frame that was rendered).
+    pub fn add(&self, more: usize) {
+        self.bytes.fetch_add(more, Ordering::Relaxed);
+        self.gate.held_bytes.fetch_add(more, Ordering::SeqCst);
+    }
+
+    /// The bytes counted so far.
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.gate.give_back(*self.bytes.get_mut());
+    }
+}

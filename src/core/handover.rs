@@ -1,0 +1,188 @@
+//! What the rooms hand to each other: a connected client on its way to a reactor, commands to the
+//! ingest, deliveries to a reactor, requests that a client sends on its WebSocket.
+//!
+//! The way of a newcomer (`S` is its socket):
+//!
+//! 1. The door looks the token up and sends [`Command::Hold`] with the system channels and the channels of
+//!    the stream. The ingest subscribes, sets presence keys, and answers when *all* are confirmed.
+//! 2. The door looks the token up once more if the first look-up was before that answer.
+//! 3. The door sends [`Command::Attach`]; the ingest turns it into a [`Delivery`] in the reactor's mailbox,
+//!    in order with the events it reads. A kill seen between 1 and 3 refuses the attachment.
+//! 4. The reactor puts the client into its tables and only then writes the response head.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use crate::core::event::{Event, Transport};
+use crate::core::stream::{Channel, Channels, Id, Scopes, Stream};
+
+/// A client's place: which reactor, where in its slab, and the how-manieth user of that place.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct ClientId {
+    /// The reactor's number, from 0.
+    pub reactor: u16,
+    /// The place in its slab.
+    pub index: u32,
+    /// Counts the clients that had this place.
+    pub generation: u32,
+}
+
+/// Who a connection belongs to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Viewer {
+    /// The account; 0 in `--no-database` mode, where nobody has one.
+    pub account: Id,
+    /// The access token's id; 0 likewise.
+    pub token: Id,
+    /// What the token may do.
+    pub scopes: Scopes,
+}
+
+/// A subscription that a client is about to have.
+#[derive(Debug)]
+pub struct NewSubscription {
+    /// What was asked for.
+    pub stream: Stream,
+    /// Its channels, all held by the ticket.
+    pub channels: Channels,
+}
+
+/// A client that the door has let in.
+#[derive(Debug)]
+pub struct NewClient<S> {
+    /// The connection, non-blocking, nothing of the response written yet.
+    pub socket: S,
+    /// How it wants its messages.
+    pub transport: Transport,
+    /// Who it is. Its system channels are `AccessToken(token)` and `System(account)`, where not 0.
+    pub viewer: Viewer,
+    /// When its token expires, in seconds since 1970.
+    pub expires_at: Option<u64>,
+    /// The response head, the SSE greeting, and any frame that follows at once (an error on a WebSocket).
+    pub head: Bytes,
+    /// What the client sent behind its request (WebSocket only).
+    pub read_ahead: Bytes,
+    /// The stream asked for in the request, if any.
+    pub subscription: Option<NewSubscription>,
+}
+
+/// Names a hold between its request and its attachment. Chosen by the door, never 0, never reused.
+pub type Ticket = u64;
+
+/// What goes to a reactor when its ticket is attached.
+#[derive(Debug)]
+pub enum Attachment<S> {
+    /// A newcomer.
+    Client(Box<NewClient<S>>),
+    /// One more subscription for a WebSocket client, answering its [`SessionRequest`].
+    Subscription(ClientId, NewSubscription),
+}
+
+/// Why a hold or an attachment failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum HoldError {
+    /// Redis is away, or was lost while waiting.
+    #[error("Redis is away")]
+    RedisAway,
+    /// Redis refused the subscription (ACL).
+    #[error("Redis refused the subscription")]
+    Refused,
+    /// A kill came for the token or the account.
+    #[error("the token was revoked")]
+    Killed,
+}
+
+/// Called by the ingest, from its thread, exactly once: it must not block.
+pub type Reply = Box<dyn FnOnce(Result<(), HoldError>) + Send>;
+
+/// What is asked of the ingest. One queue, so the order is the senders' order.
+pub enum Command<S> {
+    /// Subscribe to these channels (reference-counted), set their presence keys, and say when all of that
+    /// is confirmed.
+    Hold {
+        /// The new ticket's name.
+        ticket: Ticket,
+        /// Each channel at most once.
+        channels: SmallVec<[Channel; 4]>,
+        /// The answer.
+        reply: Reply,
+    },
+    /// Hand the ticket's references over to a reactor's client. If a kill came since the hold was
+    /// confirmed, or Redis was lost, the answer is an error, the references are released, and the
+    /// attachment comes back through `refused`.
+    Attach {
+        /// A confirmed ticket.
+        ticket: Ticket,
+        /// The reactor's number.
+        reactor: u16,
+        /// What the reactor gets.
+        attachment: Attachment<S>,
+        /// Called with the attachment when it is refused, so that the door can answer on its socket.
+        refused: Box<dyn FnOnce(HoldError, Attachment<S>) + Send>,
+    },
+    /// The ticket's owner left, or failed a check: release what it holds, confirmed or not.
+    Cancel(Ticket),
+    /// A client or subscription ended: release these references. Filtered channels carry the account
+    /// whose view they were.
+    Release(Vec<(Channel, Id)>),
+    /// The presence keys of these channels are set.
+    PresenceSet(Vec<Channel>),
+}
+
+impl<S> std::fmt::Debug for Command<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Command::Hold { ticket, channels, .. } => write!(f, "Hold({ticket}, {channels:?})"),
+            Command::Attach { ticket, reactor, .. } => write!(f, "Attach({ticket}, to {reactor})"),
+            Command::Cancel(ticket) => write!(f, "Cancel({ticket})"),
+            Command::Release(channels) => write!(f, "Release({channels:?})"),
+            Command::PresenceSet(channels) => write!(f, "PresenceSet({channels:?})"),
+        }
+    }
+}
+
+/// What a reactor gets, in the order that ingest decided.
+#[derive(Debug)]
+pub enum Delivery<S> {
+    /// A message of a channel, for all subscriptions that were live when ingest read it.
+    Event(Arc<Event>),
+    /// A kill for a token or an account, on that system channel.
+    Kill(Channel),
+    /// A newcomer, live from the next message on: `seq` is that of the last message read.
+    Client(Box<NewClient<S>>, u64),
+    /// One more subscription of a client, live after `seq`.
+    Subscription(ClientId, NewSubscription, u64),
+    /// The door's answer to a [`SessionRequest`] that did not lead to a subscription: a text frame's JSON
+    /// to send (none where the answer is silence).
+    Answer(ClientId, Option<Bytes>),
+    /// Redis was lost: every client here may have missed something from now on. The new epoch's number.
+    Gap(u32),
+    /// Redis is back and everything is subscribed again.
+    Regained,
+    /// Close everyone, spread over that many milliseconds.
+    Drain(u64),
+}
+
+/// A subscribe or unsubscribe message that needs more than the reactor knows (a list's owner, Redis).
+/// One at a time per client: the next one is sent after the answer to this one.
+#[derive(Debug)]
+pub struct SessionRequest {
+    /// Who asks.
+    pub client: ClientId,
+    /// On whose behalf.
+    pub viewer: Viewer,
+    /// What is wanted.
+    pub want: Want,
+}
+
+/// What a client's message asks for, after the checks that need no one else.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Want {
+    /// Subscribe to this stream; scopes were checked, and the client does not have it yet.
+    Subscribe(Stream),
+    /// Unsubscribe from a list that the client is not subscribed to: silence if it is the account's own,
+    /// else the unsubscribe error (as Node, which checks the owner first).
+    UnsubscribeList(Id),
+}

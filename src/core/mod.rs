@@ -1,0 +1,11 @@
+//! What is decided: which message goes to whom, in which order, who is too slow, when reading pauses.
+//!
+//! Pure: no sockets, no clock, no threads. Bytes and times go in, decisions come out, so that the
+//! simulator drives the very types that production runs. Imports nothing but [`crate::proto`] and
+//! [`crate::limits`].
+
+pub mod event;
+pub mod gate;
+pub mod handover;
+pub mod mailbox;
+pub mod stream;

@@ -1,0 +1,11 @@
+//! Tidegate relays Redis pub/sub to WebSockets and Server-Sent Events.
+
+pub mod core;
+pub mod db;
+pub mod demo;
+pub mod door;
+pub mod limits;
+pub mod proto;
+pub mod reactor;
+pub mod redis;
+pub mod status;

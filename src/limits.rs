@@ -1,0 +1,1 @@
+//! Every bound and every interval, with its default and its reason, in one place.
