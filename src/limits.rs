@@ -1,1 +1,115 @@
-//! Every bound and every interval, with its default and its reason, in one place.
+//! Every bound and every interval, with its default, its variable and its reason, in one place.
+//!
+//! The defaults are what production runs; tests shorten intervals through the same variables. Values are
+//! read by [`crate::config`]. Times that clients or Rails rely on carry the reason; a test pins them all.
+
+use std::time::Duration;
+
+/// The ring: the reusable buffer of a Redis subscriber connection, in bytes. Two average statuses; a longer
+/// message is read into a buffer of its own.
+pub const RING_BYTES: usize = 8 * 1024;
+
+/// Frame variants kept per event; further ones are rendered when they are written. Otherwise one message to
+/// 5,000 spellings of a tag would be an amplification attack on the budget.
+pub const FRAME_VARIANTS_MAX: usize = 64;
+
+/// Bounds and intervals that can be set.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Limits {
+    /// `BACKPRESSURE_HIGH_BYTES`, 16 MiB: all undelivered messages and their frames together. Over it
+    /// reading from Redis pauses; at half of it, it goes on.
+    pub backpressure_high_bytes: usize,
+    /// `MAX_MESSAGE_BYTES`, 8 MiB: a longer message is skipped on the wire, its channel's clients are told.
+    pub message_bytes_max: usize,
+    /// `SLOW_CLIENT_GRACE`, 5 s: how long a client may hold old messages without finishing a frame, and how
+    /// long any pause may last.
+    pub slow_client_grace: Duration,
+    /// `DOOR_TIMEOUT`, 10 s: how long a newcomer or a subscription waits for Redis and PostgreSQL.
+    pub door_timeout: Duration,
+    /// `GAP_CLOSE_SPREAD`, 10 s: closing everybody after a gap is spread over this, since web clients are
+    /// back within 200 ms.
+    pub gap_close_spread: Duration,
+    /// `REDIS_AWAY_CLOSE`, 30 s: when Redis stays away longer, clients are closed so that they poll.
+    pub redis_away_close: Duration,
+    /// `DRAIN_SECONDS`, 10 s: how long the closes of a shutdown are spread.
+    pub drain: Duration,
+    /// `AUDIENCE_TIMEOUT`, 10 s: how long a status waits for its audience.
+    pub audience_timeout: Duration,
+    /// `FILTER_CACHE_BYTES`, 32 MiB: compiled custom filters of all accounts together.
+    pub filter_cache_bytes: usize,
+    /// `SETTINGS_REFRESH_SECONDS`, 60 s: chosen languages, permissions and feed settings are read again.
+    pub settings_refresh: Duration,
+    /// `SSE_HEARTBEAT_SECONDS`, 15 s: the `:thump` comment, as Node sends it.
+    pub sse_heartbeat: Duration,
+    /// `WS_PING_SECONDS`, 30 s: WebSocket pings, as Node sends them; no pong until the next one: cut.
+    pub ws_ping: Duration,
+    /// `PRESENCE_REFRESH_SECONDS`, 360 s: how often `subscribed:` keys are set again. They live three times
+    /// as long (1080 s): Rails publishes personal events only while they exist.
+    pub presence_refresh: Duration,
+    /// `REDIS_PING_SECONDS`, 10 s: silence on the Redis connection after which a PING asks whether it lives;
+    /// after twice that without an answer it is taken for dead.
+    pub redis_ping: Duration,
+    /// 1 s: how long a closing client's socket may take to accept the reason; then it is reset.
+    pub close_flush: Duration,
+    /// `MAX_CLIENT_MESSAGE_BYTES`, 64 KiB: one message from a WebSocket client (close 1009).
+    pub client_message_bytes_max: usize,
+    /// `MAX_SUBSCRIPTIONS`, 200: streams on one WebSocket.
+    pub subscriptions_max: usize,
+    /// `SUBSCRIBE_RATE`, 20: subscribe and unsubscribe messages per second and connection …
+    pub subscribe_rate: u32,
+    /// `SUBSCRIBE_BURST`, 200: … after so many at once.
+    pub subscribe_burst: u32,
+    /// 512 bytes: a tag or list parameter (400).
+    pub param_bytes_max: usize,
+    /// `MAX_UNFINISHED_BYTES`, 4 MiB: all unfinished incoming WebSocket messages together.
+    pub unfinished_bytes_max: usize,
+    /// `UNFINISHED_SECONDS`, 30 s: the time in which each incoming message must be whole.
+    pub unfinished_timeout: Duration,
+    /// `MAX_CONNECTIONS`, 0 (what RLIMIT_NOFILE allows): clients in all.
+    pub connections_max: usize,
+    /// `MAX_CONNECTIONS_PER_ADDRESS`, 0 (off): clients of one address.
+    pub connections_per_address_max: usize,
+    /// `MAX_DOOR_CONNECTIONS`, 4096: connections that have not yet become a stream.
+    pub door_connections_max: usize,
+    /// `REQUEST_HEAD_BYTES`, 16 KiB: a request's head (431).
+    pub request_head_bytes_max: usize,
+    /// `REQUEST_HEAD_SECONDS`, 10 s: the time in which a request's head must be whole.
+    pub request_head_timeout: Duration,
+    /// `STREAMING_THREADS`, number of cores, at most 4: reactor threads.
+    pub reactors: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            backpressure_high_bytes: 16 << 20,
+            message_bytes_max: 8 << 20,
+            slow_client_grace: Duration::from_secs(5),
+            door_timeout: Duration::from_secs(10),
+            gap_close_spread: Duration::from_secs(10),
+            redis_away_close: Duration::from_secs(30),
+            drain: Duration::from_secs(10),
+            audience_timeout: Duration::from_secs(10),
+            filter_cache_bytes: 32 << 20,
+            settings_refresh: Duration::from_secs(60),
+            sse_heartbeat: Duration::from_secs(15),
+            ws_ping: Duration::from_secs(30),
+            presence_refresh: Duration::from_secs(360),
+            redis_ping: Duration::from_secs(10),
+            close_flush: Duration::from_secs(1),
+            client_message_bytes_max: 64 << 10,
+            subscriptions_max: 200,
+            subscribe_rate: 20,
+            subscribe_burst: 200,
+            param_bytes_max: 512,
+            unfinished_bytes_max: 4 << 20,
+            unfinished_timeout: Duration::from_secs(30),
+            connections_max: 0,
+            connections_per_address_max: 0,
+            door_connections_max: 4096,
+            request_head_bytes_max: 16 << 10,
+            request_head_timeout: Duration::from_secs(10),
+            reactors: std::thread::available_parallelism().map_or(1, |cores| cores.get().min(4)),
+        }
+    }
+}

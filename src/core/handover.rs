@@ -186,3 +186,17 @@ pub enum Want {
     /// else the unsubscribe error (as Node, which checks the owner first).
     UnsubscribeList(Id),
 }
+
+/// What goes to the audience stage, in ingest's order. Everything that is published on a filtered channel
+/// passes through it, so that a `delete` cannot overtake its `update`.
+#[derive(Debug)]
+pub enum StageItem {
+    /// A message of a filtered channel, for the reactors whose bit is set.
+    Event(Arc<Event>, u16),
+    /// One more connection of that account watches that channel.
+    Join(Channel, Id),
+    /// One fewer.
+    Leave(Channel, Id),
+    /// The account's custom filters changed.
+    FiltersChanged(Id),
+}

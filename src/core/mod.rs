@@ -8,4 +8,5 @@ pub mod event;
 pub mod gate;
 pub mod handover;
 pub mod mailbox;
+pub mod session;
 pub mod stream;
