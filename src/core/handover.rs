@@ -16,6 +16,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use crate::core::event::{Event, Transport};
+use crate::core::report::Probe;
 use crate::core::stream::{Channel, Channels, Id, Scopes, Stream};
 
 /// A client's place: which reactor, where in its slab, and the how-manieth user of that place.
@@ -163,6 +164,8 @@ pub enum Delivery<S> {
     Regained,
     /// Close everyone, spread over that many milliseconds.
     Drain(u64),
+    /// A question about this reactor's clients, answered from its thread between two turns.
+    Probe(Probe),
 }
 
 /// A subscribe or unsubscribe message that needs more than the reactor knows (a list's owner, Redis).

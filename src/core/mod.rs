@@ -4,9 +4,11 @@
 //! simulator drives the very types that production runs. Imports nothing but [`crate::proto`] and
 //! [`crate::limits`].
 
+pub mod counters;
 pub mod event;
 pub mod gate;
 pub mod handover;
 pub mod mailbox;
+pub mod report;
 pub mod session;
 pub mod stream;
