@@ -7,6 +7,8 @@
 pub mod event;
 pub mod gate;
 pub mod handover;
+pub mod hashtag;
+pub mod json;
 pub mod mailbox;
 pub mod session;
 pub mod stream;
