@@ -8,6 +8,8 @@ pub mod counters;
 pub mod event;
 pub mod gate;
 pub mod handover;
+pub mod hashtag;
+pub mod json;
 pub mod mailbox;
 pub mod report;
 pub mod session;
