@@ -1,5 +1,6 @@
 //! Tidegate relays Redis pub/sub to WebSockets and Server-Sent Events.
 
+pub mod clock;
 pub mod core;
 pub mod db;
 pub mod demo;

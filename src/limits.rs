@@ -13,6 +13,12 @@ pub const RING_BYTES: usize = 8 * 1024;
 /// 5,000 spellings of a tag would be an amplification attack on the budget.
 pub const FRAME_VARIANTS_MAX: usize = 64;
 
+/// How long a connection whose close is written waits for its peer's end.
+pub const LINGER: Duration = Duration::from_secs(2);
+
+/// How often Redis is asked for what it holds for us while reading is paused, and slow clients are looked at.
+pub const HEADROOM_INTERVAL: Duration = Duration::from_millis(20);
+
 /// Bounds and intervals that can be set.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
@@ -49,6 +55,9 @@ pub struct Limits {
     /// `REDIS_PING_SECONDS`, 10 s: silence on the Redis connection after which a PING asks whether it lives;
     /// after twice that without an answer it is taken for dead.
     pub redis_ping: Duration,
+    /// `WRITE_STALL_SECONDS`, 60 s: how long a client with bytes waiting may finish no frame, even while the
+    /// budget is free.
+    pub write_stall: Duration,
     /// 1 s: how long a closing client's socket may take to accept the reason; then it is reset.
     pub close_flush: Duration,
     /// `MAX_CLIENT_MESSAGE_BYTES`, 64 KiB: one message from a WebSocket client (close 1009).
@@ -96,6 +105,7 @@ impl Default for Limits {
             ws_ping: Duration::from_secs(30),
             presence_refresh: Duration::from_secs(360),
             redis_ping: Duration::from_secs(10),
+            write_stall: Duration::from_secs(60),
             close_flush: Duration::from_secs(1),
             client_message_bytes_max: 64 << 10,
             subscriptions_max: 200,

@@ -48,6 +48,8 @@ pub struct NewSubscription {
     pub stream: Stream,
     /// Its channels, all held by the ticket.
     pub channels: Channels,
+    /// Whose view it is; 0 in `--no-database` mode.
+    pub account: Id,
 }
 
 /// A client that the door has let in.
@@ -67,6 +69,9 @@ pub struct NewClient<S> {
     pub read_ahead: Bytes,
     /// The stream asked for in the request, if any.
     pub subscription: Option<NewSubscription>,
+    /// Shared by all clients of one address, where those are limited: to be kept as long as the client, since
+    /// the door counts its holders.
+    pub address: Option<Arc<()>>,
 }
 
 /// Names a hold between its request and its attachment. Chosen by the door, never 0, never reused.
@@ -162,6 +167,8 @@ pub enum Delivery<S> {
     Gap(u32),
     /// Redis is back and everything is subscribed again.
     Regained,
+    /// A message of this channel was too long to relay: its clients are told of the gap.
+    ChannelGap(Channel),
     /// Close everyone, spread over that many milliseconds.
     Drain(u64),
     /// A question about this reactor's clients, answered from its thread between two turns.
