@@ -12,3 +12,4 @@ pub mod mailbox;
 pub mod report;
 pub mod session;
 pub mod stream;
+pub mod subscriptions;
