@@ -77,8 +77,8 @@ pub type Ticket = u64;
 pub enum Attachment<S> {
     /// A newcomer.
     Client(Box<NewClient<S>>),
-    /// One more subscription for a WebSocket client, answering its [`SessionRequest`].
-    Subscription(ClientId, NewSubscription),
+    /// One more subscription for a WebSocket client of that account, answering its [`SessionRequest`].
+    Subscription(ClientId, Id, NewSubscription),
 }
 
 /// Why a hold or an attachment failed.
@@ -128,8 +128,9 @@ pub enum Command<S> {
     /// A client or subscription ended: release these references. Filtered channels carry the account
     /// whose view they were.
     Release(Vec<(Channel, Id)>),
-    /// The presence keys of these channels are set.
-    PresenceSet(Vec<Channel>),
+    /// The presence keys of these channels are set, as asked for in that epoch. Keys of an earlier one may
+    /// be gone.
+    PresenceSet(Vec<Channel>, u32),
 }
 
 impl<S> std::fmt::Debug for Command<S> {
@@ -139,7 +140,7 @@ impl<S> std::fmt::Debug for Command<S> {
             Command::Attach { ticket, reactor, .. } => write!(f, "Attach({ticket}, to {reactor})"),
             Command::Cancel(ticket) => write!(f, "Cancel({ticket})"),
             Command::Release(channels) => write!(f, "Release({channels:?})"),
-            Command::PresenceSet(channels) => write!(f, "PresenceSet({channels:?})"),
+            Command::PresenceSet(channels, epoch) => write!(f, "PresenceSet({channels:?}, {epoch})"),
         }
     }
 }
@@ -158,6 +159,8 @@ pub enum Delivery<S> {
     /// The door's answer to a [`SessionRequest`] that did not lead to a subscription: a text frame's JSON
     /// to send (none where the answer is silence).
     Answer(ClientId, Option<Bytes>),
+    /// A message on that channel was too long to be read: its clients have missed something.
+    ChannelGap(Channel),
     /// Redis was lost: every client here may have missed something from now on. The new epoch's number.
     Gap(u32),
     /// Redis is back and everything is subscribed again.
