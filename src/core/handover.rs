@@ -133,8 +133,9 @@ pub enum Command<S> {
     /// A client or subscription ended: release these references. Filtered channels carry the account
     /// whose view they were.
     Release(Vec<(Channel, Id)>),
-    /// The presence keys of these channels are set.
-    PresenceSet(Vec<Channel>),
+    /// The presence keys of these channels are set, as asked for in that epoch. Keys of an earlier one may
+    /// be gone.
+    PresenceSet(Vec<Channel>, u32),
 }
 
 impl<S> std::fmt::Debug for Command<S> {
@@ -144,7 +145,7 @@ impl<S> std::fmt::Debug for Command<S> {
             Command::Attach { ticket, reactor, .. } => write!(f, "Attach({ticket}, to {reactor})"),
             Command::Cancel(ticket) => write!(f, "Cancel({ticket})"),
             Command::Release(channels) => write!(f, "Release({channels:?})"),
-            Command::PresenceSet(channels) => write!(f, "PresenceSet({channels:?})"),
+            Command::PresenceSet(channels, epoch) => write!(f, "PresenceSet({channels:?}, {epoch})"),
         }
     }
 }

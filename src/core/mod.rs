@@ -17,5 +17,6 @@ pub mod relay;
 pub mod report;
 pub mod session;
 pub mod stream;
+pub mod subscriptions;
 pub mod table;
 pub mod wheel;
