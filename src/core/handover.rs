@@ -66,6 +66,9 @@ pub struct NewClient<S> {
     pub read_ahead: Bytes,
     /// The stream asked for in the request, if any.
     pub subscription: Option<NewSubscription>,
+    /// Shared by all clients of one address, where those are limited: to be kept as long as the client, since
+    /// the door counts its holders.
+    pub address: Option<Arc<()>>,
 }
 
 /// Names a hold between its request and its attachment. Chosen by the door, never 0, never reused.
