@@ -19,6 +19,34 @@ pub const LINGER: Duration = Duration::from_secs(2);
 /// How often Redis is asked for what it holds for us while reading is paused, and slow clients are looked at.
 pub const HEADROOM_INTERVAL: Duration = Duration::from_millis(20);
 
+/// A client socket's send buffer as asked of the kernel, in bytes (Linux books twice that). It is a private
+/// copy of what the shared log already holds: small, so that lag stays where it is bounded and visible.
+pub const SOCKET_SEND_BYTES: u32 = 64 * 1024;
+
+/// Bytes not yet sent by the kernel above which a client's socket is not writable: what lies in the send
+/// buffer beyond the network's need is lag out of sight.
+pub const SOCKET_NOTSENT_BYTES: u32 = 16 * 1024;
+
+/// A client socket's receive buffer, in bytes: clients send requests and short messages only.
+pub const SOCKET_RECEIVE_BYTES: u32 = 16 * 1024;
+
+/// How long written bytes may stay unacknowledged, and a silent peer unasked, before the kernel gives a
+/// client's connection up. Longer than two WebSocket pings.
+pub const SOCKET_DEAD_AFTER: Duration = Duration::from_secs(75);
+
+/// `Retry-After` of a 503 or 429, in seconds.
+pub const RETRY_AFTER_SECONDS: u32 = 5;
+
+/// What a listener's backlog asks for; the kernel caps it at `net.core.somaxconn`.
+pub const LISTEN_BACKLOG: i32 = 4096;
+
+/// How long accepting pauses after the kernel had no file descriptor or memory for a connection.
+pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+
+/// Bytes that a client may still send after its last response before its connection is dropped: reading them
+/// lets the response arrive, where a reset would destroy it.
+pub const LINGER_BYTES_MAX: usize = 256 * 1024;
+
 /// Bounds and intervals that can be set.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {

@@ -49,7 +49,7 @@ pub struct Links {
     pub gate: Arc<Gate>,
     /// Whether Redis holds half of what it is willing to hold for us.
     pub headroom_half_used: Box<dyn Fn() -> bool + Send>,
-    /// How many clients this reactor has, for the door's choice.
+    /// Clients of each reactor: the door adds those it sends, the reactor takes off those that are gone.
     pub load: Arc<[AtomicUsize]>,
     /// The process's clock.
     pub clock: Clock,
@@ -177,9 +177,6 @@ impl Running {
         self.relieve(now);
         self.relay.publish_gauges();
         self.send_effects();
-        if let Some(load) = self.links.load.get(usize::from(self.number)) {
-            load.store(self.relay.len(), Ordering::Relaxed);
-        }
     }
 
     /// Registers newcomers. Their first bytes may be there already: an edge that came before the
@@ -214,6 +211,12 @@ impl Running {
         let effects = &mut self.relay.effects;
         if !effects.released.is_empty() {
             self.links.commands.push(Command::Release(std::mem::take(&mut effects.released)));
+        }
+        let departed = std::mem::take(&mut effects.departed);
+        if departed > 0
+            && let Some(load) = self.links.load.get(usize::from(self.number))
+        {
+            load.fetch_sub(departed, Ordering::Relaxed);
         }
         for request in effects.requests.drain(..) {
             (self.links.requests)(request);

@@ -37,6 +37,20 @@ impl From<std::os::unix::net::UnixStream> for Socket {
     }
 }
 
+/// For who answers on a socket that no reactor took.
+impl Write for Socket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Socket::Tcp(stream) => stream.write(bytes),
+            Socket::Unix(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 impl client::Socket for Socket {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         match self {

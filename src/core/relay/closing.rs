@@ -110,6 +110,7 @@ impl<S: Socket> Relay<S> {
 
     fn drop_client(&mut self, index: u32) {
         let Some(client) = self.clients.try_remove(index as usize) else { return };
+        self.effects.departed += 1;
         if !self.addresses.is_empty() {
             self.addresses.remove(&index);
         }

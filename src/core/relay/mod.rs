@@ -63,6 +63,8 @@ pub struct Effects {
     pub requests: Vec<SessionRequest>,
     /// Slab places of new clients, to be registered with the poll.
     pub arrived: Vec<u32>,
+    /// How many clients have gone.
+    pub departed: usize,
 }
 
 /// A client as the simulator sees it.
