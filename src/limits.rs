@@ -96,7 +96,7 @@ pub struct Limits {
     pub subscribe_rate: u32,
     /// `SUBSCRIBE_BURST`, 200: … after so many at once.
     pub subscribe_burst: u32,
-    /// 512 bytes: a tag or list parameter (400).
+    /// `MAX_PARAM_BYTES`, 512 bytes: a tag or list parameter (400).
     pub param_bytes_max: usize,
     /// `MAX_UNFINISHED_BYTES`, 4 MiB: all unfinished incoming WebSocket messages together.
     pub unfinished_bytes_max: usize,
