@@ -5,8 +5,10 @@
 //! [`crate::limits`].
 
 pub mod event;
+pub mod filter;
 pub mod gate;
 pub mod handover;
+pub mod html_text;
 pub mod mailbox;
 pub mod session;
 pub mod stream;
