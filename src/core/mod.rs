@@ -7,9 +7,11 @@
 pub mod client;
 pub mod counters;
 pub mod event;
+pub mod filter;
 pub mod gate;
 pub mod handover;
 pub mod hashtag;
+pub mod html_text;
 pub mod json;
 pub mod log;
 pub mod mailbox;

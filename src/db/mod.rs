@@ -1,1 +1,80 @@
-//! The db room.
+//! What PostgreSQL knows: whose a token is, who may see a status, whose filters match it.
+//!
+//! Mastodon's database is read and never written. Every question is one statement over a set, however many
+//! clients or viewers it is about, sent unnamed in one round trip, so that a transaction-pooling PgBouncer
+//! may stand in between. PostgreSQL that is away is an error value, never the end of anything.
+//!
+//! - [`pool`]: connections, bounded statements, errors that say what to do.
+//! - [`accounts`]: tokens and list owners, for the door; look-ups that arrive together share a query.
+
+pub mod accounts;
+pub mod pool;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use accounts::{Accounts, Token};
+pub use pool::{DbError, Pool, PoolStats};
+
+/// Where PostgreSQL listens.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Host {
+    /// A name or address, over TCP.
+    Tcp(String),
+    /// The directory of its unix socket.
+    Unix(PathBuf),
+}
+
+/// How to reach PostgreSQL; the defaults are Mastodon's.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Options {
+    /// `DB_HOST`
+    pub host: Host,
+    /// `DB_PORT`; also the suffix of a unix socket's name.
+    pub port: u16,
+    /// `DB_USER`
+    pub user: String,
+    /// `DB_PASS`
+    pub password: Option<String>,
+    /// `DB_NAME`
+    pub dbname: String,
+    /// `DB_POOL`: connections at most.
+    pub pool_size: usize,
+    /// How long a new connection may take, name look-up and authentication included.
+    pub connect_timeout: Duration,
+    /// How long a statement may take, from its sending to its last row; then it is cancelled.
+    pub statement_timeout: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            host: Host::Tcp("localhost".into()),
+            port: 5432,
+            user: "mastodon".into(),
+            password: None,
+            dbname: "mastodon_production".into(),
+            pool_size: 10,
+            connect_timeout: Duration::from_secs(15),
+            statement_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+// The password stays out of logs.
+impl std::fmt::Debug for Options {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Options({}, user {}, database {})", self.address(), self.user, self.dbname)
+    }
+}
+
+impl Options {
+    /// The server's address, for messages.
+    pub fn address(&self) -> String {
+        match &self.host {
+            Host::Tcp(name) if name.contains(':') => format!("[{name}]:{}", self.port),
+            Host::Tcp(name) => format!("{name}:{}", self.port),
+            Host::Unix(dir) => format!("{}/.s.PGSQL.{}", dir.display(), self.port),
+        }
+    }
+}

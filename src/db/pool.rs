@@ -1,0 +1,398 @@
+//! Connections to PostgreSQL: pooled, bounded in number and time, never a reason to panic.
+//!
+//! A pool belongs to one tokio runtime (a connection's task lives where it was made), so the door and the
+//! audience stage have one each. Statements are unnamed (`Parse`, `Bind`, `Describe`, `Execute`, `Sync` in one
+//! flight): one round trip, and nothing that a transaction-pooling PgBouncer would lose.
+//!
+//! Invariants: a statement that was given up (its time ran out, its caller left) never leaves a connection in the
+//! pool that still works on it; only reading statements are sent, so one that met a dying connection is
+//! sent once more on another. Losing and regaining PostgreSQL is logged once each.
+//!
+//! Tested against a private PostgreSQL in `tests/db_accounts.rs`.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use deadpool_postgres::{Connect, Manager, ManagerConfig, Object, PoolError, QueueMode, RecyclingMethod};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{CancelToken, NoTls, Row, Socket};
+use tracing::{debug, info, warn};
+
+use super::{Host, Options};
+
+/// A statement's parameter with its type: unnamed statements need it up front.
+pub type Param<'a> = (&'a (dyn ToSql + Sync), Type);
+
+/// Why PostgreSQL gave no answer. Says what to do; never part of an answer to a client.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum DbError {
+    /// It cannot be reached, or is starting or stopping. Worth another try.
+    #[error(
+        "PostgreSQL at {at} cannot be reached ({cause}); check that it runs, and DB_HOST and DB_PORT or DATABASE_URL"
+    )]
+    Away {
+        /// Its address.
+        at: Arc<str>,
+        /// What went wrong.
+        cause: Arc<str>,
+    },
+    /// It does not let us in. Worth another try only after someone acted.
+    #[error(
+        "PostgreSQL at {at} refuses the connection ({cause}); check DB_USER, DB_PASS and DB_NAME or DATABASE_URL"
+    )]
+    Refused {
+        /// Its address.
+        at: Arc<str>,
+        /// What it said.
+        cause: Arc<str>,
+    },
+    /// No connection was free, or the statement took longer than it may.
+    #[error(
+        "PostgreSQL at {at} did not answer within {seconds} s; it is overloaded, or DB_POOL is too small"
+    )]
+    Slow {
+        /// Its address.
+        at: Arc<str>,
+        /// The bound that was reached.
+        seconds: u64,
+    },
+    /// It refused the statement: not Mastodon's database, or a version whose tables differ.
+    #[error(
+        "PostgreSQL refused a statement ({cause}); check that DB_NAME is Mastodon's database and its migrations ran"
+    )]
+    Statement {
+        /// What it said.
+        cause: Arc<str>,
+    },
+}
+
+/// How the pool is used at this moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PoolStats {
+    /// Connections that exist.
+    pub total: usize,
+    /// Of these, the ones that nobody uses.
+    pub idle: usize,
+    /// Statements that wait for a connection.
+    pub waiting: usize,
+}
+
+type Cancel = Box<dyn Fn(CancelToken) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+
+/// A pool of connections. Clones share it.
+#[derive(Clone)]
+pub struct Pool {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    pool: deadpool_postgres::Pool,
+    cancel: Cancel,
+    at: Arc<str>,
+    statement_timeout: Duration,
+    lost: AtomicBool,
+    statements: AtomicU64,
+    refusals: Throttle,
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pool({}, {:?})", self.inner.at, self.stats())
+    }
+}
+
+impl Pool {
+    /// A pool without TLS. Connects when it is first asked. To be used on one tokio runtime only.
+    ///
+    /// # Errors
+    /// Never in practice: the pool's construction can be refused by its library.
+    pub fn new(options: &Options) -> Result<Pool, DbError> {
+        Pool::with_tls(options, NoTls)
+    }
+
+    /// A pool whose connections (and cancel requests) go through `tls`.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_tls<T>(options: &Options, tls: T) -> Result<Pool, DbError>
+    where
+        T: MakeTlsConnect<Socket> + Clone + Sync + Send + 'static,
+        T::Stream: Sync + Send,
+        T::TlsConnect: Sync + Send,
+        <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+    {
+        let at: Arc<str> = options.address().into();
+        let connector = Connector { tls: tls.clone(), connect_timeout: options.connect_timeout };
+        let config = ManagerConfig { recycling_method: RecyclingMethod::Fast };
+        let manager = Manager::from_connect(client_config(options), connector, config);
+        let pool = deadpool_postgres::Pool::builder(manager)
+            .max_size(options.pool_size.max(1))
+            .runtime(deadpool_postgres::Runtime::Tokio1)
+            .wait_timeout(Some(options.statement_timeout))
+            .create_timeout(Some(options.connect_timeout))
+            .queue_mode(QueueMode::Lifo)
+            .build()
+            .map_err(|error| DbError::Away { at: Arc::clone(&at), cause: error.to_string().into() })?;
+        let cancel: Cancel = Box::new(move |token: CancelToken| {
+            let tls = tls.clone();
+            Box::pin(async move {
+                if let Ok(Err(error)) = timeout(Duration::from_secs(5), token.cancel_query(tls)).await {
+                    debug!("a statement could not be cancelled: {error}");
+                }
+            })
+        });
+        Ok(Pool {
+            inner: Arc::new(Inner {
+                pool,
+                cancel,
+                at,
+                statement_timeout: options.statement_timeout,
+                lost: AtomicBool::new(false),
+                statements: AtomicU64::new(0),
+                refusals: Throttle::new(Duration::from_secs(30)),
+            }),
+        })
+    }
+
+    /// Sends one reading statement and gives all its rows.
+    ///
+    /// # Errors
+    /// See [`DbError`]; by then the loss of PostgreSQL has been logged, once.
+    pub async fn query(&self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>, DbError> {
+        let mut result = self.query_once(sql, params).await;
+        // A connection that died while it was idle is found out by using it. The others may be as dead, but
+        // the pool notices that by itself now that the runtime has seen their sockets.
+        if matches!(&result, Err(Failure::Dying(_))) {
+            result = self.query_once(sql, params).await;
+        }
+        let error = match result {
+            Ok(rows) => {
+                if self.inner.lost.swap(false, Ordering::Relaxed) {
+                    info!("PostgreSQL at {} answers again", self.inner.at);
+                }
+                return Ok(rows);
+            }
+            Err(Failure::Dying(error) | Failure::Final(error)) => error,
+        };
+        if let DbError::Statement { .. } = &error {
+            if self.inner.refusals.allows() {
+                warn!("{error}");
+            }
+        } else if !self.inner.lost.swap(true, Ordering::Relaxed) {
+            warn!("{error}");
+        }
+        Err(error)
+    }
+
+    /// Whether it answers now.
+    ///
+    /// # Errors
+    /// As [`query`](Self::query).
+    pub async fn ping(&self) -> Result<(), DbError> {
+        self.query("SELECT 1", &[]).await.map(drop)
+    }
+
+    /// Whether the last statement found PostgreSQL there (true before the first one).
+    pub fn is_up(&self) -> bool {
+        !self.inner.lost.load(Ordering::Relaxed)
+    }
+
+    /// Connections by state.
+    pub fn stats(&self) -> PoolStats {
+        let status = self.inner.pool.status();
+        PoolStats { total: status.size, idle: status.available, waiting: status.waiting }
+    }
+
+    /// Statements sent since the start.
+    pub fn statements(&self) -> u64 {
+        self.inner.statements.load(Ordering::Relaxed)
+    }
+
+    /// Closes connections that nobody used for that long.
+    pub fn trim(&self, unused: Duration) {
+        self.inner.pool.retain(|_, metrics| metrics.last_used() < unused);
+    }
+
+    async fn query_once(&self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>, Failure> {
+        let inner = &self.inner;
+        let object = match inner.pool.get().await {
+            Ok(object) => object,
+            Err(PoolError::Timeout(deadpool_postgres::TimeoutType::Create)) => {
+                return Err(Failure::Final(inner.away("it does not take the connection in time")));
+            }
+            Err(PoolError::Timeout(_)) => return Err(Failure::Final(inner.slow())),
+            Err(PoolError::Backend(error)) => return Err(inner.failure(&error)),
+            Err(error) => return Err(Failure::Final(inner.away(&error.to_string()))),
+        };
+        let lease = Lease(Some(object));
+        let Some(client) = lease.0.as_ref() else { return Err(Failure::Final(inner.slow())) };
+        inner.statements.fetch_add(1, Ordering::Relaxed);
+        match timeout(inner.statement_timeout, client.query_typed(sql, params)).await {
+            Ok(Ok(rows)) => {
+                lease.give_back();
+                Ok(rows)
+            }
+            Ok(Err(error)) => {
+                let failure = inner.failure(&error);
+                // A refused statement leaves the connection as good as before.
+                if matches!(&failure, Failure::Final(DbError::Statement { .. })) {
+                    lease.give_back();
+                }
+                Err(failure)
+            }
+            Err(_) => {
+                tokio::spawn((inner.cancel)(client.cancel_token()));
+                Err(Failure::Final(inner.slow()))
+            }
+        }
+    }
+}
+
+enum Failure {
+    /// The connection was going away; on another one it may succeed.
+    Dying(DbError),
+    Final(DbError),
+}
+
+impl Inner {
+    fn away(&self, cause: &str) -> DbError {
+        DbError::Away { at: Arc::clone(&self.at), cause: cause.into() }
+    }
+
+    fn slow(&self) -> DbError {
+        DbError::Slow { at: Arc::clone(&self.at), seconds: self.statement_timeout.as_secs() }
+    }
+
+    fn failure(&self, error: &tokio_postgres::Error) -> Failure {
+        let mut cause = error.to_string();
+        let mut source = std::error::Error::source(error);
+        while let Some(deeper) = source {
+            let deeper_text = deeper.to_string();
+            if !cause.contains(&deeper_text) {
+                cause = format!("{cause}: {deeper_text}");
+            }
+            source = deeper.source();
+        }
+        let Some(code) = error.code() else {
+            // No answer from the server: the connection, or what we sent (which no outside input reaches).
+            let away = self.away(&cause);
+            return if error.is_closed()
+                || std::error::Error::source(error).is_some_and(|source| source.is::<std::io::Error>())
+            {
+                Failure::Dying(away)
+            } else {
+                Failure::Final(away)
+            };
+        };
+        let class = code.code().get(..2).unwrap_or_default();
+        match class {
+            "57" if *code == SqlState::QUERY_CANCELED => Failure::Final(self.slow()),
+            "57" | "08" => Failure::Dying(self.away(&cause)),
+            "53" | "58" | "XX" => Failure::Final(self.away(&cause)),
+            "28" | "3D" => Failure::Final(DbError::Refused { at: Arc::clone(&self.at), cause: cause.into() }),
+            _ => Failure::Final(DbError::Statement { cause: cause.into() }),
+        }
+    }
+}
+
+/// A connection in use. Dropped before [`give_back`](Self::give_back), it is closed: something may still
+/// be on its way to it.
+struct Lease(Option<Object>);
+
+impl Lease {
+    fn give_back(mut self) {
+        drop(self.0.take());
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(object) = self.0.take() {
+            drop(Object::take(object));
+        }
+    }
+}
+
+struct Connector<T> {
+    tls: T,
+    connect_timeout: Duration,
+}
+
+impl<T> Connect for Connector<T>
+where
+    T: MakeTlsConnect<Socket> + Clone + Sync + Send + 'static,
+    T::Stream: Sync + Send,
+    T::TlsConnect: Sync + Send,
+    <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+{
+    fn connect(
+        &self,
+        config: &tokio_postgres::Config,
+    ) -> Pin<
+        Box<
+            dyn Future<Output = Result<(tokio_postgres::Client, JoinHandle<()>), tokio_postgres::Error>>
+                + Send
+                + '_,
+        >,
+    > {
+        let (tls, mut config) = (self.tls.clone(), config.clone());
+        config.connect_timeout(self.connect_timeout);
+        Box::pin(async move {
+            let (client, connection) = config.connect(tls).await?;
+            // Its end is seen, and logged once, by whoever asks next.
+            let task = tokio::spawn(async move {
+                if let Err(error) = connection.await {
+                    debug!("a connection to PostgreSQL ended: {error}");
+                }
+            });
+            Ok((client, task))
+        })
+    }
+}
+
+fn client_config(options: &Options) -> tokio_postgres::Config {
+    let mut config = tokio_postgres::Config::new();
+    match &options.host {
+        Host::Tcp(name) => config.host(name),
+        Host::Unix(dir) => config.host_path(dir),
+    };
+    config.port(options.port).user(&options.user).dbname(&options.dbname);
+    if let Some(password) = &options.password {
+        config.password(password);
+    }
+    // A host that vanished without a word is noticed in tens of seconds instead of hours.
+    config.keepalives_idle(Duration::from_secs(30)).keepalives_interval(Duration::from_secs(10));
+    config.keepalives_retries(3).tcp_user_timeout(Duration::from_secs(30));
+    config
+}
+
+/// Lets one message through in that time, so that a fault that repeats does not fill the log.
+#[derive(Debug)]
+pub(crate) struct Throttle {
+    every: Duration,
+    start: Instant,
+    /// Milliseconds from `start` until which it is silent.
+    until: AtomicU64,
+}
+
+impl Throttle {
+    pub(crate) fn new(every: Duration) -> Throttle {
+        Throttle { every, start: Instant::now(), until: AtomicU64::new(0) }
+    }
+
+    pub(crate) fn allows(&self) -> bool {
+        let now = self.start.elapsed();
+        let until = self.until.load(Ordering::Relaxed);
+        let next = (now + self.every).as_millis() as u64;
+        (now.as_millis() as u64) >= until
+            && self.until.compare_exchange(until, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+}
