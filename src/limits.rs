@@ -13,6 +13,40 @@ pub const RING_BYTES: usize = 8 * 1024;
 /// 5,000 spellings of a tag would be an amplification attack on the budget.
 pub const FRAME_VARIANTS_MAX: usize = 64;
 
+/// How long a connection whose close is written waits for its peer's end.
+pub const LINGER: Duration = Duration::from_secs(2);
+
+/// How often Redis is asked for what it holds for us while reading is paused, and slow clients are looked at.
+pub const HEADROOM_INTERVAL: Duration = Duration::from_millis(20);
+
+/// A client socket's send buffer as asked of the kernel, in bytes (Linux books twice that). It is a private
+/// copy of what the shared log already holds: small, so that lag stays where it is bounded and visible.
+pub const SOCKET_SEND_BYTES: u32 = 64 * 1024;
+
+/// Bytes not yet sent by the kernel above which a client's socket is not writable: what lies in the send
+/// buffer beyond the network's need is lag out of sight.
+pub const SOCKET_NOTSENT_BYTES: u32 = 16 * 1024;
+
+/// A client socket's receive buffer, in bytes: clients send requests and short messages only.
+pub const SOCKET_RECEIVE_BYTES: u32 = 16 * 1024;
+
+/// How long written bytes may stay unacknowledged, and a silent peer unasked, before the kernel gives a
+/// client's connection up. Longer than two WebSocket pings.
+pub const SOCKET_DEAD_AFTER: Duration = Duration::from_secs(75);
+
+/// `Retry-After` of a 503 or 429, in seconds.
+pub const RETRY_AFTER_SECONDS: u32 = 5;
+
+/// What a listener's backlog asks for; the kernel caps it at `net.core.somaxconn`.
+pub const LISTEN_BACKLOG: i32 = 4096;
+
+/// How long accepting pauses after the kernel had no file descriptor or memory for a connection.
+pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+
+/// Bytes that a client may still send after its last response before its connection is dropped: reading them
+/// lets the response arrive, where a reset would destroy it.
+pub const LINGER_BYTES_MAX: usize = 256 * 1024;
+
 /// Bounds and intervals that can be set.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
@@ -49,6 +83,9 @@ pub struct Limits {
     /// `REDIS_PING_SECONDS`, 10 s: silence on the Redis connection after which a PING asks whether it lives;
     /// after twice that without an answer it is taken for dead.
     pub redis_ping: Duration,
+    /// `WRITE_STALL_SECONDS`, 60 s: how long a client with bytes waiting may finish no frame, even while the
+    /// budget is free.
+    pub write_stall: Duration,
     /// 1 s: how long a closing client's socket may take to accept the reason; then it is reset.
     pub close_flush: Duration,
     /// `MAX_CLIENT_MESSAGE_BYTES`, 64 KiB: one message from a WebSocket client (close 1009).
@@ -59,7 +96,7 @@ pub struct Limits {
     pub subscribe_rate: u32,
     /// `SUBSCRIBE_BURST`, 200: … after so many at once.
     pub subscribe_burst: u32,
-    /// 512 bytes: a tag or list parameter (400).
+    /// `MAX_PARAM_BYTES`, 512 bytes: a tag or list parameter (400).
     pub param_bytes_max: usize,
     /// `MAX_UNFINISHED_BYTES`, 4 MiB: all unfinished incoming WebSocket messages together.
     pub unfinished_bytes_max: usize,
@@ -96,6 +133,7 @@ impl Default for Limits {
             ws_ping: Duration::from_secs(30),
             presence_refresh: Duration::from_secs(360),
             redis_ping: Duration::from_secs(10),
+            write_stall: Duration::from_secs(60),
             close_flush: Duration::from_secs(1),
             client_message_bytes_max: 64 << 10,
             subscriptions_max: 200,

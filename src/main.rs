@@ -1,2 +1,91 @@
-//! tidegate
-fn main() {}
+//! The command line: which mode, the configuration, the log, and the exit status.
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use tidegate::config::{Config, Env, HostPort, Listen, Mode, variables};
+use tidegate::logging;
+
+/// A small, fast streaming server for Mastodon: Redis pub/sub to WebSockets and Server-Sent Events.
+///
+/// Without a command it serves clients, configured by Mastodon's own environment variables.
+#[derive(Parser)]
+#[command(name = "tidegate", version, args_conflicts_with_subcommands = true)]
+struct Arguments {
+    /// Serve public and hashtag streams from Redis alone, without PostgreSQL: NO ACCESS CONTROL. For
+    /// evaluation and load tests.
+    #[arg(long)]
+    no_database: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Try it without Redis or PostgreSQL: made-up posts, and a page that shows them arriving.
+    Demo {
+        /// Port of the page and the streams [default: PORT, else 4000; 0: any free one].
+        #[arg(long)]
+        port: Option<u16>,
+    },
+}
+
+fn main() -> ExitCode {
+    let command = Arguments::command().after_long_help(variables::help());
+    let arguments = match Arguments::from_arg_matches(&command.get_matches()) {
+        Ok(arguments) => arguments,
+        Err(error) => error.exit(),
+    };
+    match start(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(lines) => {
+            for line in lines {
+                eprintln!("tidegate: {line}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(arguments: Arguments) -> Result<(), Vec<String>> {
+    let mode = match &arguments.command {
+        Some(Command::Demo { .. }) => Mode::Demo,
+        None if arguments.no_database => Mode::NoDatabase,
+        None => Mode::Serve,
+    };
+    // The demo belongs to no Mastodon, even where a .env file lies about.
+    let env = if mode == Mode::Demo { Env::from_process() } else { Env::load() };
+    let mut config = Config::from_env(&env, mode).map_err(|errors| lines(&errors))?;
+    let unsupported = config.unsupported();
+    if !unsupported.is_empty() {
+        return Err(lines(&unsupported));
+    }
+    if let (Some(Command::Demo { port: Some(chosen) }), Listen::Tcp(HostPort { port, .. })) =
+        (&arguments.command, &mut config.listen)
+    {
+        *port = *chosen;
+    }
+    logging::init(&config.log).map_err(|error| vec![error])?;
+    for note in env.notes() {
+        tracing::info!("{note}");
+    }
+    tidegate::run(config).map_err(|failure| vec![failure.to_string()])
+}
+
+fn lines(errors: &[impl ToString]) -> Vec<String> {
+    errors.iter().map(ToString::to_string).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent_and_parsed() {
+        Arguments::command().debug_assert();
+        let demo = Arguments::try_parse_from(["tidegate", "demo", "--port", "0"]).unwrap();
+        assert!(matches!(demo.command, Some(Command::Demo { port: Some(0) })));
+        assert!(Arguments::try_parse_from(["tidegate", "--no-database"]).unwrap().no_database);
+        assert!(Arguments::try_parse_from(["tidegate", "--no-database", "demo"]).is_err());
+    }
+}

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use crate::core::event::{Event, Transport};
+use crate::core::report::Probe;
 use crate::core::stream::{Channel, Channels, Id, Scopes, Stream};
 
 /// A client's place: which reactor, where in its slab, and the how-manieth user of that place.
@@ -47,6 +48,8 @@ pub struct NewSubscription {
     pub stream: Stream,
     /// Its channels, all held by the ticket.
     pub channels: Channels,
+    /// Whose view it is; 0 in `--no-database` mode.
+    pub account: Id,
 }
 
 /// A client that the door has let in.
@@ -66,6 +69,9 @@ pub struct NewClient<S> {
     pub read_ahead: Bytes,
     /// The stream asked for in the request, if any.
     pub subscription: Option<NewSubscription>,
+    /// Shared by all clients of one address, where those are limited: to be kept as long as the client, since
+    /// the door counts its holders.
+    pub address: Option<Arc<()>>,
 }
 
 /// Names a hold between its request and its attachment. Chosen by the door, never 0, never reused.
@@ -127,8 +133,9 @@ pub enum Command<S> {
     /// A client or subscription ended: release these references. Filtered channels carry the account
     /// whose view they were.
     Release(Vec<(Channel, Id)>),
-    /// The presence keys of these channels are set.
-    PresenceSet(Vec<Channel>),
+    /// The presence keys of these channels are set, as asked for in that epoch. Keys of an earlier one may
+    /// be gone.
+    PresenceSet(Vec<Channel>, u32),
 }
 
 impl<S> std::fmt::Debug for Command<S> {
@@ -138,7 +145,7 @@ impl<S> std::fmt::Debug for Command<S> {
             Command::Attach { ticket, reactor, .. } => write!(f, "Attach({ticket}, to {reactor})"),
             Command::Cancel(ticket) => write!(f, "Cancel({ticket})"),
             Command::Release(channels) => write!(f, "Release({channels:?})"),
-            Command::PresenceSet(channels) => write!(f, "PresenceSet({channels:?})"),
+            Command::PresenceSet(channels, epoch) => write!(f, "PresenceSet({channels:?}, {epoch})"),
         }
     }
 }
@@ -161,8 +168,12 @@ pub enum Delivery<S> {
     Gap(u32),
     /// Redis is back and everything is subscribed again.
     Regained,
+    /// A message of this channel was too long to relay: its clients are told of the gap.
+    ChannelGap(Channel),
     /// Close everyone, spread over that many milliseconds.
     Drain(u64),
+    /// A question about this reactor's clients, answered from its thread between two turns.
+    Probe(Probe),
 }
 
 /// A subscribe or unsubscribe message that needs more than the reactor knows (a list's owner, Redis).

@@ -4,11 +4,19 @@
 //! simulator drives the very types that production runs. Imports nothing but [`crate::proto`] and
 //! [`crate::limits`].
 
+pub mod client;
+pub mod counters;
 pub mod event;
 pub mod gate;
 pub mod handover;
 pub mod hashtag;
 pub mod json;
+pub mod log;
 pub mod mailbox;
+pub mod relay;
+pub mod report;
 pub mod session;
 pub mod stream;
+pub mod subscriptions;
+pub mod table;
+pub mod wheel;

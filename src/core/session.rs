@@ -74,6 +74,10 @@ pub enum RequestError {
     BadList,
     /// The token's scopes do not allow it.
     Scope,
+    /// A personal stream where there are no accounts (`--no-database`).
+    NoAccount,
+    /// The connection has as many subscriptions as it may have.
+    TooMany,
 }
 
 impl RequestError {
@@ -87,13 +91,16 @@ impl RequestError {
             RequestError::BadTag => "Invalid tag name parameter",
             RequestError::BadList => "Invalid list name parameter",
             RequestError::Scope => "Access token does not have the required scopes",
+            RequestError::NoAccount => "This server runs without a database: public and hashtag streams only",
+            RequestError::TooMany => "Too many subscriptions",
         }
     }
 
     /// The HTTP status, or `status` in a WebSocket's error message.
     pub fn status(self) -> u16 {
         match self {
-            RequestError::ForeignList | RequestError::Scope => 401,
+            RequestError::ForeignList | RequestError::Scope | RequestError::NoAccount => 401,
+            RequestError::TooMany => 429,
             _ => 400,
         }
     }

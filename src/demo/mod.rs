@@ -1,1 +1,3 @@
-//! The demo room.
+//! A first run without Redis or PostgreSQL.
+
+pub mod broker;

@@ -1,1 +1,186 @@
-//! The door room.
+//! How clients come in: HTTP, tokens, and the way to a reactor.
+//!
+//! One current-thread tokio runtime. hyper reads a request; [`routes`](self) answers what is not a stream at
+//! once; a stream's request is checked, its channels are held, and its socket is taken out of hyper and
+//! handed over, with the response head that the reactor will write. From then on no task, no buffer and no
+//! timer of this room belongs to that client.
+//!
+//! Bounds, each in [`crate::limits`]: connections that are not yet clients, the size of a request's head and
+//! the time for it, the time a stream's request may take, clients in all and per address. A connection at
+//! the door costs a task and hyper's buffers, about 20 KiB.
+//!
+//! What is logged names request ids, accounts and channels; never a query, a header or a token.
+//!
+//! Tested over real sockets in `door/tests.rs`, with an ingest and reactors that the tests play.
+
+mod auth;
+mod connection;
+mod errors;
+mod handover;
+mod headers;
+mod listen;
+mod routes;
+pub mod subscribe;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use hyper::Response;
+
+pub use auth::{Answer, Directory, DirectoryError, MemoryDirectory, Token};
+pub use errors::{Reason, Refusal};
+pub use headers::{Peer, TrustedProxies};
+pub use listen::{Address, ListenError, Listener, serve};
+
+use crate::core::handover::Command;
+use crate::core::mailbox::Mailbox;
+use crate::limits::Limits;
+
+/// A client's socket as the reactors hold it: non-blocking, made from what the listener accepted. Written to
+/// here only where an attachment comes back refused.
+pub trait Socket:
+    From<std::net::TcpStream> + From<std::os::unix::net::UnixStream> + std::io::Write + Send + 'static
+{
+}
+
+impl<S> Socket for S where
+    S: From<std::net::TcpStream> + From<std::os::unix::net::UnixStream> + std::io::Write + Send + 'static
+{
+}
+
+/// Everything the door needs from the other rooms.
+pub struct Setup<S> {
+    /// The bounds.
+    pub limits: Limits,
+    /// Accounts; none in `--no-database` mode: everybody may have the public and hashtag streams.
+    pub directory: Option<Arc<dyn Directory>>,
+    /// Which peers' `X-Forwarded-For` is believed.
+    pub trusted: TrustedProxies,
+    /// The ingest's mailbox.
+    pub commands: Arc<Mailbox<Command<S>>>,
+    /// Clients of each reactor: one is added here when a client is sent there (and taken back if it is
+    /// refused); the reactor subtracts it when the client is gone.
+    pub clients: Arc<[AtomicUsize]>,
+    /// What is not a stream.
+    pub pages: Pages,
+}
+
+/// Pages that other rooms render.
+#[derive(Clone, Default)]
+pub struct Pages {
+    /// `/metrics`; none: not served here.
+    pub metrics: Option<Metrics>,
+    /// Asked for every GET and HEAD whose path the door does not know itself; none is "unknown channel".
+    pub status: Option<PageSource>,
+    /// The demo's page at `/`, HTML.
+    pub demo: Option<Bytes>,
+}
+
+/// The metrics page.
+#[derive(Clone)]
+pub struct Metrics {
+    /// Its Content-Type.
+    pub content_type: &'static str,
+    /// Renders it; an error is a 500 with an empty body.
+    pub render: Arc<dyn Fn() -> Result<String, ()> + Send + Sync>,
+}
+
+/// Renders pages by path. Called on the door's thread: it must not block.
+pub type PageSource = Arc<dyn Fn(&PageRequest<'_>) -> Option<Response<Bytes>> + Send + Sync>;
+
+/// What a page may depend on.
+#[derive(Clone, Copy, Debug)]
+pub struct PageRequest<'a> {
+    /// The path, exactly as requested.
+    pub path: &'a str,
+    /// The query without `?`.
+    pub query: &'a str,
+    /// The Accept header.
+    pub accept: Option<&'a str>,
+    /// Who is at the other end of the connection.
+    pub peer: Peer,
+    /// Whether the request has headers of a proxy (`X-Forwarded-*`, `Forwarded`, `X-Real-IP`, `Via`).
+    pub forwarded: bool,
+}
+
+/// The door, shared by its connections and its subscribe requests.
+pub struct Door<S> {
+    limits: Limits,
+    directory: Option<Arc<dyn Directory>>,
+    trusted: TrustedProxies,
+    pages: Pages,
+    holds: Arc<handover::Holds<S>>,
+    seats: handover::Seats,
+    addresses: handover::Addresses,
+    counters: Arc<Counters>,
+}
+
+impl<S> std::fmt::Debug for Door<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Door({} coming)", self.seats.coming())
+    }
+}
+
+impl<S: Socket> Door<S> {
+    /// A door that is not open yet: [`serve`] and [`subscribe::serve`] open it.
+    pub fn new(setup: Setup<S>) -> Arc<Door<S>> {
+        let Setup { limits, directory, trusted, commands, clients, pages } = setup;
+        Arc::new(Door {
+            directory,
+            trusted,
+            pages,
+            holds: Arc::new(handover::Holds::new(commands)),
+            seats: handover::Seats::new(clients, limits.connections_max),
+            addresses: handover::Addresses::new(limits.connections_per_address_max),
+            counters: Arc::new(Counters::new()),
+            limits,
+        })
+    }
+
+    /// What the door has counted, for metrics and status pages.
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    /// Clients whose request is being checked or waits for Redis.
+    pub fn coming(&self) -> usize {
+        self.seats.coming()
+    }
+}
+
+/// What the door counts.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Connections accepted.
+    pub accepted: AtomicU64,
+    /// Connections that are at the door now: not yet identified, idle, or waiting for their stream.
+    pub at_door: AtomicUsize,
+    /// Connections closed unidentified, to make room for newer ones.
+    pub evicted: AtomicU64,
+    /// Requests whose head was not whole in time.
+    pub head_timeouts: AtomicU64,
+    /// Clients that left while their stream's request was waiting.
+    pub left: AtomicU64,
+    refused: Vec<AtomicU64>,
+}
+
+impl Counters {
+    fn new() -> Counters {
+        Counters { refused: Reason::ALL.iter().map(|_| AtomicU64::new(0)).collect(), ..Counters::default() }
+    }
+
+    /// Requests and subscriptions refused for that reason.
+    pub fn refused(&self, reason: Reason) -> u64 {
+        self.refused.get(reason as usize).map_or(0, |count| count.load(Ordering::Relaxed))
+    }
+
+    fn count(&self, reason: Reason) {
+        if let Some(count) = self.refused.get(reason as usize) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,225 @@
-//! The reactor room.
+//! How messages go out: one thread, one poll, many sockets.
+//!
+//! It holds no decision: [`Relay`] decides, the simulator runs the same. This room only moves bytes, wakes
+//! and sleeps.
+//!
+//! A turn: sleep until something comes; take the mailbox; hand each delivery to the relay; write to whoever
+//! got something, one write each; look at the sockets that are readable or writable; run timers; send what
+//! the relay wants elsewhere. Sockets are registered once, edge-triggered, for reading and writing. The work
+//! of a turn does not depend on how many clients there are.
+
+mod socket;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use mio::{Events, Interest, Poll, Token, Waker};
+
+use crate::clock::Clock;
+use crate::core::counters::{ReactorCounters, add};
+use crate::core::gate::Gate;
+use crate::core::handover::{Command, Delivery, SessionRequest};
+use crate::core::mailbox::Mailbox;
+use crate::core::relay::{Pressure, Relay};
+use crate::limits::{HEADROOM_INTERVAL, Limits};
+
+pub use socket::Socket;
+
+const WAKE: Token = Token(usize::MAX);
+
+/// Events taken from the kernel at once.
+const EVENTS: usize = 512;
+
+/// The buffer that all of a reactor's reads share, in bytes.
+const READ_BYTES: usize = 16 << 10;
+
+/// The longest sleep: gauges are published at least so often.
+const SLEEP_MAX: Duration = Duration::from_secs(5);
+
+/// What a reactor needs from the other rooms.
+pub struct Links {
+    /// The ingest's mailbox, for references given back.
+    pub commands: Arc<Mailbox<Command<Socket>>>,
+    /// Takes requests of WebSocket clients to the door; must not block.
+    pub requests: Box<dyn Fn(SessionRequest) + Send>,
+    /// The budget.
+    pub gate: Arc<Gate>,
+    /// Whether Redis holds half of what it is willing to hold for us.
+    pub headroom_half_used: Box<dyn Fn() -> bool + Send>,
+    /// Clients of each reactor: the door adds those it sends, the reactor takes off those that are gone.
+    pub load: Arc<[AtomicUsize]>,
+    /// The process's clock.
+    pub clock: Clock,
+}
+
+impl std::fmt::Debug for Links {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Links")
+    }
+}
+
+/// A reactor before its thread runs: its mailbox can be given out already.
+#[derive(Debug)]
+pub struct Reactor {
+    number: u16,
+    poll: Poll,
+    inbox: Arc<Mailbox<Delivery<Socket>>>,
+    counters: Arc<ReactorCounters>,
+}
+
+impl Reactor {
+    /// The `number`-th reactor, with a poll of its own.
+    pub fn new(number: u16) -> io::Result<Reactor> {
+        let poll = Poll::new()?;
+        let waker = Waker::new(poll.registry(), WAKE)?;
+        let inbox = Arc::new(Mailbox::new(move || {
+            if let Err(error) = waker.wake() {
+                tracing::error!(%error, "a reactor cannot be woken");
+            }
+        }));
+        Ok(Reactor { number, poll, inbox, counters: Arc::default() })
+    }
+
+    /// Where its deliveries go.
+    pub fn inbox(&self) -> Arc<Mailbox<Delivery<Socket>>> {
+        Arc::clone(&self.inbox)
+    }
+
+    /// What it counts.
+    pub fn counters(&self) -> Arc<ReactorCounters> {
+        Arc::clone(&self.counters)
+    }
+
+    /// Starts its thread, which runs until the process ends.
+    pub fn start(self, limits: Limits, links: Links) -> io::Result<JoinHandle<()>> {
+        let name = format!("reactor-{}", self.number);
+        let relay = Relay::new(self.number, limits, links.clock.start_unix(), Arc::clone(&self.counters));
+        let mut running = Running {
+            number: self.number,
+            poll: self.poll,
+            inbox: self.inbox,
+            counters: self.counters,
+            relay,
+            links,
+            paused_since: None,
+            buffer: vec![0; READ_BYTES].into_boxed_slice(),
+        };
+        std::thread::Builder::new().name(name).spawn(move || running.run())
+    }
+}
+
+struct Running {
+    number: u16,
+    poll: Poll,
+    inbox: Arc<Mailbox<Delivery<Socket>>>,
+    counters: Arc<ReactorCounters>,
+    relay: Relay<Socket>,
+    links: Links,
+    paused_since: Option<Duration>,
+    buffer: Box<[u8]>,
+}
+
+impl Running {
+    fn run(&mut self) {
+        let mut events = Events::with_capacity(EVENTS);
+        let mut deliveries = Vec::new();
+        loop {
+            let sleep = self.sleep();
+            if let Err(error) = self.poll.poll(&mut events, Some(sleep))
+                && error.kind() != io::ErrorKind::Interrupted
+            {
+                tracing::error!(%error, reactor = self.number, "epoll failed");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            self.turn(&events, &mut deliveries);
+        }
+    }
+
+    fn sleep(&self) -> Duration {
+        // Events of the last turn may have gone over the budget: slow clients are looked at soon.
+        let longest = if self.links.gate.is_over() || self.links.gate.is_closed() {
+            HEADROOM_INTERVAL
+        } else {
+            SLEEP_MAX
+        };
+        self.relay.sleep(self.links.clock.now(), longest)
+    }
+
+    fn turn(&mut self, events: &Events, deliveries: &mut Vec<Delivery<Socket>>) {
+        let now = self.links.clock.now();
+        add(&self.counters.turns, 1);
+        self.inbox.drain(deliveries);
+        for delivery in deliveries.drain(..) {
+            self.relay.deliver(delivery, now);
+        }
+        // A burst's queue is given back when it was far more than usual.
+        deliveries.shrink_to(1024);
+        self.register_arrived();
+        for event in events {
+            if event.token() == WAKE {
+                continue;
+            }
+            let index = event.token().0 as u32;
+            if event.is_writable() {
+                self.relay.writable(index);
+            }
+            if event.is_readable() || event.is_read_closed() || event.is_error() {
+                let hung_up = event.is_read_closed() || event.is_error();
+                self.relay.readable(index, hung_up, &mut self.buffer, now);
+            }
+        }
+        self.relay.read_on(&mut self.buffer, now);
+        self.relay.tick(now);
+        self.relay.flush(&mut || self.links.clock.now());
+        self.relieve(now);
+        self.relay.publish_gauges();
+        self.send_effects();
+    }
+
+    /// Registers newcomers. Their first bytes may be there already: an edge that came before the
+    /// registration is reported with it.
+    fn register_arrived(&mut self) {
+        for index in std::mem::take(&mut self.relay.effects.arrived) {
+            let Some(socket) = self.relay.socket(index) else { continue };
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            if let Err(error) = self.poll.registry().register(socket, Token(index as usize), interest) {
+                tracing::warn!(%error, "a client's socket cannot be watched; its connection ends");
+                self.relay.unwatchable(index);
+            }
+        }
+    }
+
+    fn relieve(&mut self, now: Duration) {
+        let gate = &self.links.gate;
+        let closed = gate.is_closed();
+        if !closed {
+            self.paused_since = None;
+        }
+        if !closed && !gate.is_over() {
+            return;
+        }
+        let paused_for =
+            if closed { now.saturating_sub(*self.paused_since.get_or_insert(now)) } else { Duration::ZERO };
+        let headroom_half_used = closed && (self.links.headroom_half_used)();
+        self.relay.relieve(Pressure { over: true, paused_for, headroom_half_used }, now);
+    }
+
+    fn send_effects(&mut self) {
+        let effects = &mut self.relay.effects;
+        if !effects.released.is_empty() {
+            self.links.commands.push(Command::Release(std::mem::take(&mut effects.released)));
+        }
+        let departed = std::mem::take(&mut effects.departed);
+        if departed > 0
+            && let Some(load) = self.links.load.get(usize::from(self.number))
+        {
+            load.fetch_sub(departed, Ordering::Relaxed);
+        }
+        for request in effects.requests.drain(..) {
+            (self.links.requests)(request);
+        }
+    }
+}

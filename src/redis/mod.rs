@@ -1,1 +1,102 @@
-//! The redis room.
+//! The way in: one subscriber connection that everything published comes through, and one command
+//! connection for presence keys and questions.
+//!
+//! - [`connect`]: addresses, authentication, what a new connection is told first.
+//! - [`ingest`]: the thread that owns the subscriber connection and the table of subscriptions.
+//! - [`presence`]: the task that owns the command connection.
+//! - [`headroom`]: what is known of Redis's patience with us while reading is paused.
+//! - [`stats`]: what the status pages and metrics tell about all of this.
+
+use std::fmt;
+
+pub mod backoff;
+pub mod command;
+pub mod connect;
+pub mod headroom;
+pub mod ingest;
+mod link;
+mod pipeline;
+pub mod presence;
+mod route;
+pub mod stats;
+
+/// Where Redis is and how to get in.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Options {
+    /// Where it listens.
+    pub address: Address,
+    /// The ACL user; with a password only.
+    pub username: Option<String>,
+    /// The password, if there is one.
+    pub password: Option<Secret>,
+    /// The database's number. Channels are the same in all, presence keys are not.
+    pub db: u32,
+    /// `REDIS_NAMESPACE`, without colon: prefix of channels and keys.
+    pub namespace: Option<String>,
+    /// What `CLIENT LIST` shows.
+    pub client_name: String,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            address: Address::Tcp { host: "127.0.0.1".to_owned(), port: 6379 },
+            username: None,
+            password: None,
+            db: 0,
+            namespace: None,
+            client_name: "tidegate".to_owned(),
+        }
+    }
+}
+
+impl Options {
+    /// What stands before each channel and key: empty, or the namespace with its colon.
+    pub fn prefix(&self) -> String {
+        self.namespace.as_deref().map(|namespace| format!("{namespace}:")).unwrap_or_default()
+    }
+}
+
+/// Where Redis listens.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Address {
+    /// A host, by name or address (IPv6 without brackets), and a port.
+    Tcp {
+        /// Looked up anew for each connection.
+        host: String,
+        /// The port.
+        port: u16,
+    },
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Address::Tcp { host, port } => write!(f, "{host}:{port}"),
+        }
+    }
+}
+
+/// A password. It is never printed, in no format.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Keeps it.
+    pub fn new(text: impl Into<String>) -> Secret {
+        Secret(text.into())
+    }
+
+    /// The password itself, for the wire only.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}

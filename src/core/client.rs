@@ -1,0 +1,278 @@
+//! A client in a reactor: plain data, 128 bytes, no task, no buffer, no timer object while it idles.
+//!
+//! | what | bytes |
+//! |---|---|
+//! | socket | 8 |
+//! | account, token | 16 |
+//! | first subscription inline (further ones on the heap) | 40 |
+//! | place in the log, offset, subscription at that place | 14 |
+//! | decoder, extra (one pointer each, null while idle) | 16 |
+//! | messages owed, last progress, generation, rate, system slots, flags | 32 |
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use crate::core::event::{Event, Transport};
+use crate::core::handover::{ClientId, Viewer};
+use crate::core::log::Place;
+use crate::core::session::{Bucket, StreamRequest};
+use crate::core::stream::{Channel, Channels, Id, Param, Scopes, Stream, StreamKind};
+use crate::core::table::SubIndex;
+use crate::proto::ws;
+
+/// A client's connection, as far as decisions need it. Non-blocking.
+pub trait Socket {
+    /// Reads what is there; 0 is the end of the client's sending.
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize>;
+    /// Writes from the slices, in order; fewer bytes than given means that the socket is full, and that the
+    /// driver will say when it is writable.
+    fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize>;
+    /// Ends our side of the connection, after everything written.
+    fn finish(&mut self);
+    /// Makes the coming close a reset: what was written and not sent is thrown away.
+    fn reset(&mut self);
+}
+
+/// A subscription of a client.
+#[derive(Debug)]
+pub(crate) struct Subscription {
+    /// It gets messages read after this one.
+    pub live_after: u64,
+    /// The membership's slot in the table, for each channel.
+    pub slots: [u32; 2],
+    /// The whole stream where kind and flag don't say it all.
+    stream: Option<Arc<Stream>>,
+    kind: StreamKind,
+    allow_local_only: bool,
+}
+
+const _: () = assert!(std::mem::size_of::<Subscription>() == 32);
+
+impl Subscription {
+    pub fn new(stream: Stream, live_after: u64) -> Subscription {
+        let (kind, allow_local_only) = (stream.kind, stream.allow_local_only);
+        let plain = stream.param == Param::None && stream.spelling.is_none();
+        let stream = (!plain).then(|| Arc::new(stream));
+        Subscription { live_after, slots: [0; 2], stream, kind, allow_local_only }
+    }
+
+    pub fn kind(&self) -> StreamKind {
+        self.kind
+    }
+
+    pub fn stream(&self) -> &Stream {
+        match &self.stream {
+            Some(stream) => stream,
+            None => &PLAIN[self.kind as usize][usize::from(self.allow_local_only)],
+        }
+    }
+
+    pub fn channels(&self, account: Id, scopes: Scopes) -> Channels {
+        self.stream().channels(account, scopes.notifications())
+    }
+}
+
+/// The streams without parameter, so that no client needs one of its own.
+static PLAIN: [[Stream; 2]; KINDS.len()] = {
+    const fn plain(kind: StreamKind, allow_local_only: bool) -> Stream {
+        Stream { kind, allow_local_only, param: Param::None, spelling: None }
+    }
+    const fn both(kind: StreamKind) -> [Stream; 2] {
+        [plain(kind, false), plain(kind, true)]
+    }
+    [
+        both(KINDS[0]),
+        both(KINDS[1]),
+        both(KINDS[2]),
+        both(KINDS[3]),
+        both(KINDS[4]),
+        both(KINDS[5]),
+        both(KINDS[6]),
+        both(KINDS[7]),
+        both(KINDS[8]),
+        both(KINDS[9]),
+        both(KINDS[10]),
+        both(KINDS[11]),
+        both(KINDS[12]),
+        both(KINDS[13]),
+    ]
+};
+
+const KINDS: [StreamKind; 14] = [
+    StreamKind::User,
+    StreamKind::UserNotification,
+    StreamKind::Public,
+    StreamKind::PublicMedia,
+    StreamKind::PublicLocal,
+    StreamKind::PublicLocalMedia,
+    StreamKind::PublicRemote,
+    StreamKind::PublicRemoteMedia,
+    StreamKind::PublicAllowLocalOnly,
+    StreamKind::PublicAllowLocalOnlyMedia,
+    StreamKind::Hashtag,
+    StreamKind::HashtagLocal,
+    StreamKind::List,
+    StreamKind::Direct,
+];
+
+/// Where a connection stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Phase {
+    /// Gets its messages.
+    Open,
+    /// May have missed something: gets nothing more but its close.
+    Gapped,
+    /// Its last bytes wait to be written.
+    Closing,
+    /// All was written; waits for the peer to close.
+    Lingering,
+}
+
+/// One client.
+#[derive(Debug)]
+pub(crate) struct Client<S> {
+    pub socket: S,
+    pub account: Id,
+    pub token: Id,
+    pub subs: SmallVec<[Subscription; 1]>,
+    /// While `owed > 0`: the first log entry that it has not finished is at or after this place.
+    pub place: Place,
+    pub extra: Option<Box<Extra>>,
+    pub decoder: ws::Decoder,
+    /// Messages that it still has to get.
+    pub owed: u32,
+    /// Bytes written of the frame at `place`.
+    pub offset: u32,
+    /// When it last finished a whole frame, or began to owe: milliseconds since the start.
+    pub progress_ms: u32,
+    pub generation: u32,
+    pub rate: Bucket,
+    pub system_slots: [u32; 2],
+    /// At `place`, subscriptions before this one are done.
+    pub sub_at: SubIndex,
+    pub scopes: Scopes,
+    pub transport: Transport,
+    pub phase: Phase,
+    pub flags: Flags,
+}
+
+/// What else is so about a client, a bit each.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Flags(u8);
+
+impl Flags {
+    /// Stands in the list of those to be written to in this turn.
+    pub const DIRTY: u8 = 1;
+    /// Its socket was full; it goes on when that is writable.
+    pub const BLOCKED: u8 = 2;
+    /// Stands in the list of those who lag.
+    pub const LISTED: u8 = 4;
+    /// A ping was sent and no pong came yet.
+    pub const AWAITS_PONG: u8 = 8;
+    /// Stands in the list of those whose socket may have more to read.
+    pub const READ_MORE: u8 = 16;
+    /// The peer ended its side while there was more to read.
+    pub const HUNG_UP: u8 = 32;
+    /// A timer watches its unfinished message.
+    pub const UNFINISHED: u8 = 64;
+
+    pub fn has(self, flag: u8) -> bool {
+        self.0 & flag != 0
+    }
+
+    /// Sets the flag; true if it was not set before.
+    pub fn set(&mut self, flag: u8) -> bool {
+        let news = !self.has(flag);
+        self.0 |= flag;
+        news
+    }
+
+    pub fn clear(&mut self, flag: u8) {
+        self.0 &= !flag;
+    }
+}
+
+/// What few clients need, and none for long.
+#[derive(Debug, Default)]
+pub(crate) struct Extra {
+    /// Bytes that are no log entries: the response head, pongs, errors, the close. Written first, unless a
+    /// frame of the log is half written.
+    pub out: VecDeque<Bytes>,
+    /// A frame whose entry was given up while it was half written: its rest leads `out` and is so many bytes
+    /// long; the event is held so that its bytes stay counted.
+    pub finishing: Option<(Arc<Event>, usize)>,
+    /// Subscribe and unsubscribe messages that wait for the one in flight.
+    pub waiting: VecDeque<(bool, StreamRequest)>,
+    /// A request of this client is at the door.
+    pub in_flight: bool,
+    /// When its unfinished incoming message has to be whole: milliseconds since the start, 0 while there is
+    /// none.
+    pub unfinished_due_ms: u32,
+}
+
+impl Extra {
+    pub fn is_idle(&self) -> bool {
+        self.out.is_empty()
+            && self.finishing.is_none()
+            && self.waiting.is_empty()
+            && !self.in_flight
+            && self.unfinished_due_ms == 0
+    }
+
+    pub fn out_bytes(&self) -> usize {
+        self.out.iter().map(Bytes::len).sum()
+    }
+}
+
+impl<S> Client<S> {
+    pub fn viewer(&self) -> Viewer {
+        Viewer { account: self.account, token: self.token, scopes: self.scopes }
+    }
+
+    pub fn id(&self, reactor: u16, index: u32) -> ClientId {
+        ClientId { reactor, index, generation: self.generation }
+    }
+
+    pub fn extra(&mut self) -> &mut Extra {
+        self.extra.get_or_insert_default()
+    }
+
+    /// Gives the extra's memory back when nothing is in it.
+    pub fn tidy(&mut self) {
+        if self.extra.as_ref().is_some_and(|extra| extra.is_idle()) {
+            self.extra = None;
+        }
+    }
+
+    /// Whether there are bytes to write.
+    pub fn has_output(&self) -> bool {
+        self.owed > 0 || self.extra.as_ref().is_some_and(|extra| !extra.out.is_empty())
+    }
+
+    pub fn system_channels(&self) -> [Option<Channel>; 2] {
+        [
+            (self.token != 0).then_some(Channel::AccessToken(self.token)),
+            (self.account != 0).then_some(Channel::System(self.account)),
+        ]
+    }
+
+    /// By which subscription, and by which of its channels, the client is subscribed to `channel`.
+    pub fn leg(&self, channel: &Channel) -> Option<(SubIndex, u8)> {
+        for (sub, subscription) in self.subs.iter().enumerate() {
+            for (leg, candidate) in subscription.channels(self.account, self.scopes).iter().enumerate() {
+                if candidate == channel {
+                    return Some((sub as SubIndex, leg as u8));
+                }
+            }
+        }
+        let leg = self.system_channels().iter().position(|system| system.as_ref() == Some(channel))?;
+        Some((crate::core::table::SYSTEM, leg as u8))
+    }
+}
+
+/// A client as production has it, with a socket of 8 bytes.
+const _: () = assert!(std::mem::size_of::<Option<Client<u64>>>() <= 128);

@@ -1,0 +1,279 @@
+//! How connections end.
+//!
+//! The reason is always counted. It is also on the wire, as a close frame or as a comment and the last chunk,
+//! if it can stand at a frame's border within [`Limits::close_flush`](crate::limits::Limits::close_flush);
+//! otherwise the connection is reset, so that a truncated stream never looks like a whole one and the kernel
+//! keeps nothing for a client that will not read.
+
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+
+use super::output::Gathered;
+use super::{Relay, Socket, Timer, timer_key, wire};
+use crate::core::client::{Flags, Phase};
+use crate::core::counters::{CloseReason, add, sub};
+use crate::core::stream::Channel;
+use crate::core::table::Found;
+use crate::limits::LINGER;
+use crate::proto::ws;
+
+impl<S: Socket> Relay<S> {
+    /// Ends a connection, telling the peer why if it can be told.
+    pub(super) fn close(&mut self, index: u32, reason: CloseReason, now: Duration) {
+        let Some(client) = self.clients.get(index as usize) else { return };
+        match wire::farewell(reason, client.transport) {
+            Some(last) => self.close_with(index, reason, last, now),
+            None => self.remove(index, reason),
+        }
+    }
+
+    /// Ends a connection with these bytes as its last.
+    pub(super) fn close_with(&mut self, index: u32, reason: CloseReason, last: Bytes, now: Duration) {
+        let Some(client) = self.clients.get_mut(index as usize) else { return };
+        if matches!(client.phase, Phase::Closing | Phase::Lingering) {
+            return;
+        }
+        self.abandon(index, reason);
+        self.forget(index, reason);
+        let Some(client) = self.clients.get_mut(index as usize) else { return };
+        client.phase = Phase::Closing;
+        let extra = client.extra();
+        extra.waiting.clear();
+        extra.in_flight = false;
+        if !last.is_empty() {
+            extra.out.push_back(last);
+        }
+        let deadline = timer_key(Timer::CloseDeadline, index, client.generation);
+        if !client.has_output() {
+            return self.all_written(index, now);
+        }
+        self.wheel.insert(now + self.limits.close_flush, deadline);
+        self.write(index, now);
+    }
+
+    /// The close is written: our side ends, and the peer gets a moment to end its own, so that what it sends
+    /// meanwhile does not turn the close into a reset.
+    pub(super) fn all_written(&mut self, index: u32, now: Duration) {
+        let Some(client) = self.clients.get_mut(index as usize) else { return };
+        client.phase = Phase::Lingering;
+        client.tidy();
+        client.socket.finish();
+        let deadline = timer_key(Timer::CloseDeadline, index, client.generation);
+        self.wheel.insert(now + LINGER, deadline);
+    }
+
+    pub(super) fn close_deadline(&mut self, index: u32) {
+        let Some(client) = self.clients.get_mut(index as usize) else { return };
+        match client.phase {
+            Phase::Closing => {
+                client.socket.reset();
+                self.drop_client(index);
+            }
+            Phase::Lingering => self.drop_client(index),
+            Phase::Open | Phase::Gapped => {}
+        }
+    }
+
+    /// The client ended its side.
+    pub(super) fn left(&mut self, index: u32) {
+        self.remove(index, CloseReason::ClientLeft);
+    }
+
+    /// Ends a connection without a word.
+    pub(super) fn remove(&mut self, index: u32, reason: CloseReason) {
+        let Some(client) = self.clients.get_mut(index as usize) else { return };
+        match client.phase {
+            Phase::Open | Phase::Gapped => {
+                if client.has_output() || reason != CloseReason::ClientLeft {
+                    client.socket.reset();
+                }
+                self.abandon(index, reason);
+                self.forget(index, reason);
+            }
+            // It was counted when its close began.
+            Phase::Closing => client.socket.reset(),
+            Phase::Lingering => {}
+        }
+        self.drop_client(index);
+    }
+
+    /// Counts and unlinks a connection that ends; its socket stays for the last bytes.
+    fn forget(&mut self, index: u32, reason: CloseReason) {
+        self.leave_all(index);
+        let Some(client) = self.clients.get_mut(index as usize) else { return };
+        let system = client.system_channels().iter().flatten().count() as u64;
+        self.counters.client_closed(client.transport, system, reason);
+        self.unfinished_bytes = self.unfinished_bytes.saturating_sub(client.decoder.held_bytes());
+        client.decoder = ws::Decoder::default();
+    }
+
+    fn drop_client(&mut self, index: u32) {
+        let Some(client) = self.clients.try_remove(index as usize) else { return };
+        self.effects.departed += 1;
+        if !self.addresses.is_empty() {
+            self.addresses.remove(&index);
+        }
+        if client.extra.as_ref().is_some_and(|extra| extra.finishing.is_some()) {
+            // A frame that was to be finished never was.
+            sub(&self.counters.pending, 1);
+            self.counters.messages_closed(CloseReason::SocketError, 1);
+        }
+        if self.clients.is_empty() {
+            self.clients.shrink_to_fit();
+            self.lagging = Vec::new();
+        }
+    }
+
+    /// Gives up what a connection is still owed. A frame that is half written will be finished if the socket
+    /// lets it: its rest moves in front of everything else.
+    fn abandon(&mut self, index: u32, reason: CloseReason) {
+        let given_up = self.give_up(index, |_| true);
+        sub(&self.counters.pending, given_up);
+        self.counters.messages_closed(reason, given_up);
+    }
+
+    /// Gives up what one subscription is still owed.
+    pub(super) fn abandon_subscription(&mut self, index: u32, subscription: u16) {
+        let given_up = self.give_up(index, |sub| sub == subscription);
+        sub(&self.counters.pending, given_up);
+        add(&self.counters.unsubscribed, given_up);
+    }
+
+    /// Settles every message owed by the chosen subscriptions without delivering it; returns how many,
+    /// without a half-written one, which is finished.
+    fn give_up(&mut self, index: u32, chosen: impl Fn(u16) -> bool) -> u64 {
+        let Some(client) = self.clients.get(index as usize) else { return 0 };
+        if client.owed == 0 {
+            return 0;
+        }
+        let owed: Vec<_> = Gathered::new(client, &self.log).collect();
+        debug_assert_eq!(owed.len(), client.owed as usize);
+        let half_written = client.offset > 0;
+        let mut given_up = 0;
+        for (number, at) in owed.iter().enumerate() {
+            if !chosen(at.sub) {
+                continue;
+            }
+            if number == 0 && half_written {
+                self.finish_apart(index, at);
+            } else {
+                given_up += 1;
+            }
+            self.log.settle(at.queue, at.place);
+            if let Some(client) = self.clients.get_mut(index as usize) {
+                client.owed -= 1;
+            }
+        }
+        for at in &owed {
+            self.log.sweep(at.queue);
+        }
+        given_up
+    }
+
+    /// Takes the rest of the half-written frame out of the log into the client's own bytes.
+    fn finish_apart(&mut self, index: u32, at: &super::output::Owed) {
+        let Some((event, frame)) = self.frame_at(index, at) else { return };
+        let Some(client) = self.clients.get_mut(index as usize) else { return };
+        let mut skip = std::mem::take(&mut client.offset) as usize;
+        let left = frame.len() - skip;
+        let extra = client.extra();
+        let mut rest = Vec::with_capacity(3);
+        for mut part in [frame.head, frame.body, frame.tail] {
+            let skipped = skip.min(part.len());
+            skip -= skipped;
+            part.advance(skipped);
+            if !part.is_empty() {
+                rest.push(part);
+            }
+        }
+        for part in rest.into_iter().rev() {
+            extra.out.push_front(part);
+        }
+        extra.finishing = Some((event, left));
+    }
+
+    /// Redis was lost: everyone here may miss something from now on, and gets nothing more but the close.
+    pub(super) fn gap(&mut self, now: Duration) {
+        if self.gap_since.replace(now).is_none() {
+            self.wheel.insert(now + self.limits.redis_away_close, timer_key(Timer::AwayClose, 0, 0));
+        }
+        let all: Vec<u32> = self.clients.iter().map(|(index, _)| index as u32).collect();
+        for index in all {
+            self.mark_gapped(index);
+        }
+    }
+
+    pub(super) fn mark_gapped(&mut self, index: u32) {
+        let Some(client) = self.clients.get(index as usize) else { return };
+        if client.phase != Phase::Open {
+            return;
+        }
+        self.abandon(index, CloseReason::Gap);
+        if let Some(client) = self.clients.get_mut(index as usize) {
+            client.phase = Phase::Gapped;
+        }
+    }
+
+    /// Redis is back: those who may have missed something are closed, one after the other.
+    pub(super) fn regained(&mut self, now: Duration) {
+        self.gap_since = None;
+        self.spread_closes(now, self.limits.gap_close_spread, |phase| phase == Phase::Gapped);
+    }
+
+    pub(super) fn away_too_long(&mut self, now: Duration) {
+        match self.gap_since {
+            Some(since) if now >= since + self.limits.redis_away_close => {
+                self.spread_closes(now, self.limits.gap_close_spread, |phase| phase == Phase::Gapped);
+            }
+            // Redis came back and was lost again: a later timer looks after that.
+            Some(since) => {
+                let due = since + self.limits.redis_away_close;
+                self.wheel.insert(due, timer_key(Timer::AwayClose, 0, 0));
+            }
+            None => {}
+        }
+    }
+
+    /// A message of this channel was too long to relay: its clients are told of the gap.
+    pub(super) fn channel_gap(&mut self, channel: &Channel, now: Duration) {
+        let members: Vec<u32> = match self.table.find(channel) {
+            None => return,
+            Some(Found::One(client)) => vec![client],
+            Some(Found::Crowd(members)) => members.iter().map(|member| member.client).collect(),
+        };
+        for index in members {
+            self.write(index, now);
+            self.close(index, CloseReason::Gap, now);
+        }
+    }
+
+    /// The server ends: everyone is sent away over `spread`.
+    pub(super) fn drain(&mut self, spread: Duration, now: Duration) {
+        self.draining = true;
+        self.spread_closes(now, spread, |_| true);
+    }
+
+    fn spread_closes(&mut self, now: Duration, spread: Duration, whom: impl Fn(Phase) -> bool) {
+        let all: Vec<(u32, u32)> = self
+            .clients
+            .iter()
+            .filter(|(_, client)| whom(client.phase))
+            .map(|(index, client)| (index as u32, client.generation))
+            .collect();
+        let count = all.len() as u32;
+        for (number, (index, generation)) in all.into_iter().enumerate() {
+            let after = spread * number as u32 / count.max(1);
+            self.wheel.insert(now + after, timer_key(Timer::SpreadClose, index, generation));
+        }
+    }
+
+    /// Whether the client's output has not moved for two heartbeats.
+    pub(super) fn stalled(&self, index: u32, now: Duration) -> bool {
+        let Some(client) = self.clients.get(index as usize) else { return false };
+        let waited = super::millis(now).wrapping_sub(client.progress_ms);
+        client.flags.has(Flags::BLOCKED)
+            && client.has_output()
+            && u128::from(waited) >= self.limits.write_stall.as_millis()
+    }
+}

@@ -1,0 +1,529 @@
+//! A reactor's decisions: who gets what, in which order, and who has to go.
+//!
+//! Pure: [`Socket`] is a trait, times come in as durations since the start, and whatever has to happen
+//! elsewhere (channels to release, requests for the door) is collected in [`Effects`]. Production drives it
+//! with epoll and real sockets, the simulator with seeds.
+//!
+//! The way of a message: [`Relay::deliver`] appends it to the log with the number of subscriptions that get
+//! it and marks their clients; [`Relay::flush`] gives each marked client one vectored write of everything it
+//! is owed, up to a budget; what the socket did not take stays in the log, at the client's place. A fast
+//! client and a slow one run the same code.
+//!
+//! Work per turn: the messages that came, the clients that get them, the timers that are due. Nothing here
+//! walks all clients, except when the budget is used up, Redis was lost, or the server drains.
+//!
+//! Invariants, checked by the simulator: a client that is open has got every message owed to it in log
+//! order, once; `owed = delivered + filtered + unsubscribed + closed + pending`; an entry's count is the
+//! number of clients whose place is at or before it and who get it.
+
+mod closing;
+mod membership;
+mod output;
+mod session;
+mod slow;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use slab::Slab;
+
+use crate::core::client::{Client, Flags, Phase, Socket, Subscription};
+use crate::core::counters::{CloseReason, ReactorCounters, add};
+use crate::core::event::{Event, Transport, Verdict};
+use crate::core::handover::{ClientId, Delivery, NewClient, SessionRequest};
+use crate::core::log::Log;
+use crate::core::session::Bucket;
+use crate::core::stream::{Channel, Id, Stream};
+use crate::core::table::{Found, SYSTEM, Table};
+use crate::core::wheel::Wheel;
+use crate::limits::Limits;
+use crate::proto::ws;
+
+pub use slow::Pressure;
+
+/// Bytes that one client is given in one turn at most: it goes on in the next, behind the others.
+const TURN_BYTES_MAX: usize = 256 << 10;
+
+/// Pieces of one vectored write at most.
+const TURN_PIECES_MAX: usize = 64;
+
+/// Reads per client and turn at most.
+const TURN_READS_MAX: usize = 4;
+
+/// What has to happen outside.
+#[derive(Debug, Default)]
+pub struct Effects {
+    /// References to give back to the ingest, with the account whose view a filtered channel was.
+    pub released: Vec<(Channel, Id)>,
+    /// Questions for the door.
+    pub requests: Vec<SessionRequest>,
+    /// Slab places of new clients, to be registered with the poll.
+    pub arrived: Vec<u32>,
+    /// How many clients have gone.
+    pub departed: usize,
+}
+
+/// A client as the simulator sees it.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct Inspection<'a, S> {
+    /// Its socket.
+    pub socket: &'a S,
+    /// Whether it gets messages.
+    pub open: bool,
+    /// Its streams, each with the number of the last message before it.
+    pub streams: Vec<(Stream, u64)>,
+}
+
+/// A reactor's clients, table, log and timers.
+#[derive(Debug)]
+pub struct Relay<S> {
+    reactor: u16,
+    limits: Limits,
+    /// The start, in time since 1970: tokens expire by the wall clock.
+    started_unix: Duration,
+    clients: Slab<Client<S>>,
+    table: Table,
+    log: Log,
+    wheel: Wheel,
+    counters: Arc<ReactorCounters>,
+    next_generation: u32,
+    /// Clients with something to write in this turn.
+    dirty: Vec<u32>,
+    /// Clients who ran out of their budget, not of their socket's room.
+    ready: Vec<u32>,
+    /// Clients whose socket may have more to read.
+    read_more: Vec<u32>,
+    /// Clients whose socket was full when last seen; some may have caught up since.
+    lagging: Vec<u32>,
+    /// What the door counts the clients of an address by, where those are limited.
+    addresses: HashMap<u32, Arc<()>>,
+    /// Unfinished incoming messages of all clients, in bytes.
+    unfinished_bytes: usize,
+    /// Redis is lost since.
+    gap_since: Option<Duration>,
+    draining: bool,
+    /// A heartbeat that ended its wait: reused for every client.
+    fired: Vec<u64>,
+    scratch: output::Scratch,
+    /// What has to happen outside; the driver takes it after each call.
+    pub effects: Effects,
+}
+
+/// What a timer is about, in the top bits of its key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+enum Timer {
+    Keepalive = 0,
+    Expiry = 1,
+    CloseDeadline = 2,
+    SpreadClose = 3,
+    Unfinished = 4,
+    AwayClose = 5,
+}
+
+const INDEX_BITS: u32 = 29;
+
+fn timer_key(timer: Timer, index: u32, generation: u32) -> u64 {
+    debug_assert!(index < 1 << INDEX_BITS);
+    (timer as u64) << 61 | u64::from(index) << 32 | u64::from(generation)
+}
+
+impl<S: Socket> Relay<S> {
+    /// An empty relay, the `reactor`-th. `started_unix` is the time since 1970 at which the clock of all
+    /// other times here stood at zero.
+    pub fn new(
+        reactor: u16,
+        limits: Limits,
+        started_unix: Duration,
+        counters: Arc<ReactorCounters>,
+    ) -> Relay<S> {
+        Relay {
+            reactor,
+            limits,
+            started_unix,
+            clients: Slab::new(),
+            table: Table::default(),
+            log: Log::default(),
+            wheel: Wheel::default(),
+            counters,
+            next_generation: 1,
+            dirty: Vec::new(),
+            ready: Vec::new(),
+            read_more: Vec::new(),
+            lagging: Vec::new(),
+            addresses: HashMap::new(),
+            unfinished_bytes: 0,
+            gap_since: None,
+            draining: false,
+            fired: Vec::new(),
+            scratch: output::Scratch::default(),
+            effects: Effects::default(),
+        }
+    }
+
+    /// Takes what the ingest, the audience stage or the door sent.
+    pub fn deliver(&mut self, delivery: Delivery<S>, now: Duration) {
+        match delivery {
+            Delivery::Event(event) => self.event(event, now),
+            Delivery::Kill(channel) => self.kill(&channel, now),
+            Delivery::Client(newcomer, seq) => self.arrive(*newcomer, seq, now),
+            Delivery::Subscription(id, subscription, seq) => self.subscribed(id, subscription, seq, now),
+            Delivery::Answer(id, answer) => self.answered(id, answer, now),
+            Delivery::Gap(_) => self.gap(now),
+            Delivery::Regained => self.regained(now),
+            Delivery::ChannelGap(channel) => self.channel_gap(&channel, now),
+            Delivery::Drain(spread_ms) => self.drain(Duration::from_millis(spread_ms), now),
+            Delivery::Probe(probe) => self.probe(probe, now),
+        }
+    }
+
+    fn event(&mut self, event: Arc<Event>, now: Duration) {
+        let Some(found) = self.table.find(event.channel()) else { return };
+        let seq = event.position().seq;
+        let asks = event.needs_audience();
+        let place = self.log.next_place();
+        let (mut owed, mut delivered_to) = (0u64, 0u32);
+        let mut offer = |client: &mut Client<S>, index: u32, sub: u16| {
+            let Some(subscription) = client.subs.get(usize::from(sub)) else { return };
+            if subscription.live_after >= seq || client.phase != Phase::Open {
+                return;
+            }
+            owed += 1;
+            if asks && let Verdict::Withheld(reason) = event.verdict(subscription.stream(), client.account) {
+                self.counters.message_filtered(reason);
+                return;
+            }
+            delivered_to += 1;
+            if client.owed == 0 {
+                client.place = place;
+                client.sub_at = 0;
+                client.progress_ms = millis(now);
+            }
+            client.owed += 1;
+            if !client.flags.has(Flags::BLOCKED) && client.flags.set(Flags::DIRTY) {
+                self.dirty.push(index);
+            }
+        };
+        match found {
+            Found::One(index) => {
+                if let Some(client) = self.clients.get_mut(index as usize)
+                    && let Some((sub, _)) = client.leg(event.channel())
+                {
+                    offer(client, index, sub);
+                }
+            }
+            Found::Crowd(members) => {
+                for member in members {
+                    if let Some(client) = self.clients.get_mut(member.client as usize) {
+                        offer(client, member.client, member.sub);
+                    }
+                }
+            }
+        }
+        add(&self.counters.owed, owed);
+        if delivered_to > 0 {
+            add(&self.counters.pending, u64::from(delivered_to));
+            self.log.append(event, delivered_to);
+        }
+    }
+
+    fn kill(&mut self, channel: &Channel, now: Duration) {
+        let killed: Vec<u32> = match self.table.find(channel) {
+            None => return,
+            Some(Found::One(client)) => vec![client],
+            Some(Found::Crowd(members)) => members.iter().map(|member| member.client).collect(),
+        };
+        for index in killed {
+            // What was published before the kill goes out first, if the socket takes it.
+            self.write(index, now);
+            self.close(index, CloseReason::Killed, now);
+        }
+    }
+
+    fn arrive(&mut self, newcomer: NewClient<S>, seq: u64, now: Duration) {
+        let NewClient { socket, transport, viewer, expires_at, head, read_ahead, subscription, address } =
+            newcomer;
+        let generation = self.next_generation;
+        self.next_generation = self.next_generation.wrapping_add(1);
+        let entry = self.clients.vacant_entry();
+        let index = entry.key() as u32;
+        entry.insert(Client {
+            socket,
+            account: viewer.account,
+            token: viewer.token,
+            subs: Default::default(),
+            place: 0,
+            extra: None,
+            decoder: ws::Decoder::default(),
+            owed: 0,
+            offset: 0,
+            progress_ms: millis(now),
+            generation,
+            rate: Bucket::default(),
+            system_slots: [0; 2],
+            sub_at: 0,
+            scopes: viewer.scopes,
+            transport,
+            phase: Phase::Open,
+            flags: Flags::default(),
+        });
+        let system = [viewer.token, viewer.account].iter().filter(|id| **id != 0).count() as u64;
+        self.counters.client_opened(transport, system);
+        if let Some(address) = address {
+            self.addresses.insert(index, address);
+        }
+        self.join_system(index);
+        if let Some(new) = subscription {
+            self.join(index, new, seq);
+        }
+        let interval = self.heartbeat(transport);
+        self.wheel.insert(now + interval, timer_key(Timer::Keepalive, index, generation));
+        if let Some(expires_at) = expires_at {
+            let due = Duration::from_secs(expires_at).saturating_sub(self.started_unix);
+            self.wheel.insert(due, timer_key(Timer::Expiry, index, generation));
+        }
+        self.effects.arrived.push(index);
+        // The client stands in the table: now it may be told so.
+        self.send(index, head);
+        if !read_ahead.is_empty() && transport == Transport::WebSocket {
+            let mut bytes = read_ahead.to_vec();
+            self.decode(index, &mut bytes, now);
+        }
+        if self.gap_since.is_some() {
+            self.mark_gapped(index);
+        } else if self.draining {
+            self.close(index, CloseReason::Drain, now);
+        }
+    }
+
+    /// The socket is readable, or was hung up by its peer. `buffer` is scratch.
+    pub fn readable(&mut self, index: u32, hung_up: bool, buffer: &mut [u8], now: Duration) {
+        let Some(client) = self.clients.get_mut(index as usize) else { return };
+        if hung_up {
+            client.flags.set(Flags::HUNG_UP);
+        }
+        for _ in 0..TURN_READS_MAX {
+            let Some(client) = self.clients.get_mut(index as usize) else { return };
+            match client.socket.read(buffer) {
+                Ok(0) => return self.left(index),
+                Ok(read) => {
+                    let drained = read < buffer.len() && !client.flags.has(Flags::HUNG_UP);
+                    // What an SSE client sends after its request means nothing; a closing client's neither.
+                    if client.transport == Transport::WebSocket {
+                        self.decode(index, &mut buffer[..read], now);
+                    }
+                    if drained {
+                        return;
+                    }
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(_) => return self.remove(index, CloseReason::SocketError),
+            }
+        }
+        if let Some(client) = self.clients.get_mut(index as usize)
+            && client.flags.set(Flags::READ_MORE)
+        {
+            self.read_more.push(index);
+        }
+    }
+
+    /// The socket is writable again.
+    pub fn writable(&mut self, index: u32) {
+        if let Some(client) = self.clients.get_mut(index as usize) {
+            client.flags.clear(Flags::BLOCKED);
+            if client.has_output() && client.flags.set(Flags::DIRTY) {
+                self.dirty.push(index);
+            }
+        }
+    }
+
+    /// Runs the timers that are due.
+    pub fn tick(&mut self, now: Duration) {
+        let mut fired = std::mem::take(&mut self.fired);
+        self.wheel.advance(now, &mut fired);
+        for key in fired.drain(..) {
+            self.timer(key, now);
+        }
+        self.fired = fired;
+    }
+
+    fn timer(&mut self, key: u64, now: Duration) {
+        const KEEPALIVE: u64 = Timer::Keepalive as u64;
+        const EXPIRY: u64 = Timer::Expiry as u64;
+        const CLOSE_DEADLINE: u64 = Timer::CloseDeadline as u64;
+        const SPREAD_CLOSE: u64 = Timer::SpreadClose as u64;
+        const UNFINISHED: u64 = Timer::Unfinished as u64;
+        let kind = key >> 61;
+        if kind == Timer::AwayClose as u64 {
+            return self.away_too_long(now);
+        }
+        let index = ((key >> 32) & ((1 << INDEX_BITS) - 1)) as u32;
+        let generation = key as u32;
+        let Some(client) = self.clients.get(index as usize) else { return };
+        if client.generation != generation {
+            return;
+        }
+        match kind {
+            KEEPALIVE => self.keepalive(index, now),
+            EXPIRY => self.close(index, CloseReason::TokenExpired, now),
+            CLOSE_DEADLINE => self.close_deadline(index),
+            SPREAD_CLOSE => {
+                let reason =
+                    if client.phase == Phase::Gapped { CloseReason::Gap } else { CloseReason::Drain };
+                self.close(index, reason, now);
+            }
+            UNFINISHED => self.unfinished_deadline(index, now),
+            _ => debug_assert!(false, "no such timer"),
+        }
+    }
+
+    fn heartbeat(&self, transport: Transport) -> Duration {
+        match transport {
+            Transport::WebSocket => self.limits.ws_ping,
+            Transport::SseChunked | Transport::SsePlain => self.limits.sse_heartbeat,
+        }
+    }
+
+    fn keepalive(&mut self, index: u32, now: Duration) {
+        let stalled = self.stalled(index, now);
+        let Some(client) = self.clients.get_mut(index as usize) else { return };
+        let (transport, generation) = (client.transport, client.generation);
+        if client.phase == Phase::Closing || client.phase == Phase::Lingering {
+            return;
+        }
+        if stalled {
+            return self.close(index, CloseReason::WriteStalled, now);
+        }
+        let busy = client.has_output();
+        match transport {
+            Transport::WebSocket => {
+                if !client.flags.set(Flags::AWAITS_PONG) {
+                    return self.remove(index, CloseReason::NoPong);
+                }
+                self.send(index, wire::ping());
+            }
+            // Whoever has bytes on the way needs no sign of life.
+            _ if busy => {}
+            Transport::SseChunked | Transport::SsePlain => self.send(index, wire::heartbeat(transport)),
+        }
+        let due = now + self.heartbeat(transport);
+        self.wheel.insert(due, timer_key(Timer::Keepalive, index, generation));
+    }
+
+    /// Writes to everyone who has something to get: one write per client.
+    ///
+    /// `clock` is asked before each write, since a thousand writes take milliseconds and each delivery's
+    /// latency is measured.
+    pub fn flush(&mut self, clock: &mut dyn FnMut() -> Duration) {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        for index in dirty.drain(..) {
+            if let Some(client) = self.clients.get_mut(index as usize) {
+                client.flags.clear(Flags::DIRTY);
+                self.write(index, clock());
+            }
+        }
+        // Writes mark nobody dirty; should one ever, it goes first in the next turn.
+        dirty.append(&mut self.dirty);
+        self.dirty = dirty;
+        // Who ran out of budget comes first in the next turn.
+        for index in std::mem::take(&mut self.ready) {
+            if let Some(client) = self.clients.get_mut(index as usize)
+                && client.flags.set(Flags::DIRTY)
+            {
+                self.dirty.push(index);
+            }
+        }
+    }
+
+    /// Goes on with clients whose budget of reads was used up.
+    pub fn read_on(&mut self, buffer: &mut [u8], now: Duration) {
+        for index in std::mem::take(&mut self.read_more) {
+            if let Some(client) = self.clients.get_mut(index as usize) {
+                client.flags.clear(Flags::READ_MORE);
+                self.readable(index, false, buffer, now);
+            }
+        }
+    }
+
+    /// How long the driver may sleep when nothing comes: not at all while somebody ran out of budget.
+    pub fn sleep(&self, now: Duration, longest: Duration) -> Duration {
+        if self.dirty.is_empty() && self.read_more.is_empty() {
+            self.wheel.sleep(now, longest)
+        } else {
+            Duration::ZERO
+        }
+    }
+
+    /// The client's socket cannot be watched: the connection ends.
+    pub fn unwatchable(&mut self, index: u32) {
+        self.remove(index, CloseReason::ServerError);
+    }
+
+    /// The client's socket, for the driver to register.
+    pub fn socket(&mut self, index: u32) -> Option<&mut S> {
+        Some(&mut self.clients.get_mut(index as usize)?.socket)
+    }
+
+    /// What the simulator compares its model with.
+    #[doc(hidden)]
+    pub fn inspect(&self, index: u32) -> Option<Inspection<'_, S>> {
+        let client = self.clients.get(index as usize)?;
+        let streams = client.subs.iter().map(|sub| (sub.stream().clone(), sub.live_after)).collect();
+        Some(Inspection { socket: &client.socket, open: client.phase == Phase::Open, streams })
+    }
+
+    /// Clients here, closing ones included.
+    pub fn len(&self) -> usize {
+        self.clients.len()
+    }
+
+    /// Whether there is no client.
+    pub fn is_empty(&self) -> bool {
+        self.clients.is_empty()
+    }
+
+    fn get(&mut self, id: ClientId) -> Option<&mut Client<S>> {
+        self.clients.get_mut(id.index as usize).filter(|client| client.generation == id.generation)
+    }
+
+    fn join_system(&mut self, index: u32) {
+        let channels = match self.clients.get(index as usize) {
+            Some(client) => client.system_channels(),
+            None => return,
+        };
+        for (leg, channel) in channels.into_iter().enumerate() {
+            if let Some(channel) = channel {
+                self.enter(index, &channel, SYSTEM, leg as u8);
+            }
+        }
+    }
+
+    fn join(&mut self, index: u32, new: crate::core::handover::NewSubscription, seq: u64) {
+        let Some(client) = self.clients.get_mut(index as usize) else { return };
+        let sub = client.subs.len() as u16;
+        let transport = client.transport;
+        self.counters.subscription_opened(transport, new.stream.kind);
+        // The table is told first: it asks who was alone in the channel, and that must be an earlier one.
+        let mut subscription = Subscription::new(new.stream, seq);
+        for (leg, channel) in new.channels.iter().enumerate() {
+            let slot = self.enter_slot(index, channel, sub, leg as u8);
+            if let Some(place) = subscription.slots.get_mut(leg) {
+                *place = slot;
+            }
+        }
+        if let Some(client) = self.clients.get_mut(index as usize) {
+            client.subs.push(subscription);
+        }
+    }
+}
+
+/// Milliseconds since the start; wraps after 49 days, compared by difference.
+fn millis(now: Duration) -> u32 {
+    now.as_millis() as u32
+}

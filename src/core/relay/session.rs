@@ -1,0 +1,302 @@
+//! What clients say: WebSocket messages, subscriptions by message, control frames.
+//!
+//! Subscribe and unsubscribe messages of one client take effect in the order they were sent: while one is
+//! at the door (a list's owner is looked up, Redis confirms a channel), later ones wait. How many may wait is
+//! bounded by the rate limit's burst.
+
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use super::{Relay, Socket, Timer, millis, timer_key, wire};
+use crate::core::client::{Flags, Phase};
+use crate::core::counters::CloseReason;
+use crate::core::handover::{ClientId, NewSubscription, SessionRequest, Want};
+use crate::core::session::{ClientMessage, RequestError, StreamRequest};
+use crate::core::stream::{Channel, Param, StreamKind};
+use crate::proto::ws::Incoming;
+
+/// A decoded message, owned, so that the decoder's borrow ends before anything is decided.
+enum Heard {
+    Text(String),
+    Binary,
+    Ping(SmallVec<[u8; 16]>),
+    Pong,
+    Close(Option<u16>),
+}
+
+/// Messages handled per read at most before their effects; the rest of the read follows.
+type Batch = SmallVec<[Heard; 4]>;
+
+impl<S: Socket> Relay<S> {
+    /// Bytes that a WebSocket client sent.
+    pub(super) fn decode(&mut self, index: u32, bytes: &mut [u8], now: Duration) {
+        let limit = self.limits.client_message_bytes_max;
+        let Some(client) = self.clients.get_mut(index as usize) else { return };
+        if matches!(client.phase, Phase::Closing | Phase::Lingering) {
+            // Only the peer's end is waited for.
+            return;
+        }
+        let mut decoder = std::mem::take(&mut client.decoder);
+        let held_before = decoder.held_bytes();
+        let mut heard = Batch::new();
+        let verdict = decoder.feed(bytes, limit, &mut |message| {
+            heard.push(match message {
+                Incoming::Text(text) => Heard::Text(text.to_owned()),
+                Incoming::Binary => Heard::Binary,
+                Incoming::Ping(payload) => Heard::Ping(payload.into()),
+                Incoming::Pong(_) => Heard::Pong,
+                Incoming::Close(close) => Heard::Close(close.map(|(code, _)| code)),
+            });
+            match heard.last() {
+                Some(Heard::Close(_) | Heard::Binary) => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            }
+        });
+        let held = decoder.held_bytes();
+        let idle = decoder.is_idle();
+        if let Some(client) = self.clients.get_mut(index as usize) {
+            client.decoder = decoder;
+        }
+        self.unfinished_bytes = (self.unfinished_bytes + held).saturating_sub(held_before);
+        let whole = heard.iter().any(|message| matches!(message, Heard::Text(_)));
+        for message in heard {
+            self.hear(index, message, now);
+        }
+        let Some(client) = self.clients.get_mut(index as usize) else { return };
+        if matches!(client.phase, Phase::Closing | Phase::Lingering) {
+            return;
+        }
+        if let Err(error) = verdict {
+            let reason = match error.code() {
+                wire::MESSAGE_TOO_BIG => CloseReason::TooBig,
+                _ => CloseReason::ProtocolError,
+            };
+            return self.close_with(
+                index,
+                reason,
+                wire::close_frame(Some((error.code(), &error.to_string()))),
+                now,
+            );
+        }
+        let share = self.limits.unfinished_bytes_max / self.limits.reactors.max(1);
+        if !idle && self.unfinished_bytes > share {
+            return self.close(index, CloseReason::Unfinished, now);
+        }
+        self.watch_unfinished(index, idle, whole, now);
+    }
+
+    /// An unfinished message has to be whole in time, however slowly its bytes come.
+    fn watch_unfinished(&mut self, index: u32, idle: bool, whole: bool, now: Duration) {
+        let due = now + self.limits.unfinished_timeout;
+        let Some(client) = self.clients.get_mut(index as usize) else { return };
+        if idle || whole {
+            client.flags.clear(Flags::UNFINISHED);
+            if let Some(extra) = &mut client.extra {
+                extra.unfinished_due_ms = 0;
+            }
+            client.tidy();
+        }
+        if !idle && client.flags.set(Flags::UNFINISHED) {
+            client.extra().unfinished_due_ms = millis(due).max(1);
+            let key = timer_key(Timer::Unfinished, index, client.generation);
+            self.wheel.insert(due, key);
+        }
+    }
+
+    pub(super) fn unfinished_deadline(&mut self, index: u32, now: Duration) {
+        let Some(client) = self.clients.get_mut(index as usize) else { return };
+        // A timer of an earlier message of this client may fire while a later one still has time.
+        let late = client
+            .extra
+            .as_ref()
+            .is_some_and(|extra| extra.unfinished_due_ms != 0 && extra.unfinished_due_ms <= millis(now));
+        if late && !client.decoder.is_idle() {
+            self.close(index, CloseReason::Unfinished, now);
+        }
+    }
+
+    fn hear(&mut self, index: u32, message: Heard, now: Duration) {
+        let Some(client) = self.clients.get_mut(index as usize) else { return };
+        if matches!(client.phase, Phase::Closing | Phase::Lingering) {
+            return;
+        }
+        match message {
+            Heard::Text(text) => self.text(index, &text, now),
+            Heard::Binary => {
+                let last = wire::close_frame(Some((wire::UNSUPPORTED_DATA, wire::BINARY)));
+                self.close_with(index, CloseReason::Binary, last, now);
+            }
+            Heard::Ping(payload) => self.pong(index, &payload),
+            Heard::Pong => client.flags.clear(Flags::AWAITS_PONG),
+            Heard::Close(code) => {
+                let answer = wire::close_frame(code.map(|code| (code, "")));
+                self.close_with(index, CloseReason::ClientLeft, answer, now);
+            }
+        }
+    }
+
+    /// Answers a ping. While an earlier pong still waits for the socket, only the newest ping is answered
+    /// (RFC 6455, 5.5.3), so a flood of pings piles nothing up.
+    fn pong(&mut self, index: u32, payload: &[u8]) {
+        let Some(client) = self.clients.get_mut(index as usize) else { return };
+        let frame = wire::pong(payload);
+        if let Some(extra) = &mut client.extra
+            && client.flags.has(Flags::BLOCKED)
+            && extra.out.len() > 1
+            && let Some(last) = extra.out.back_mut()
+            && wire::is_pong(last)
+        {
+            *last = frame;
+            return;
+        }
+        self.send(index, frame);
+    }
+
+    fn text(&mut self, index: u32, text: &str, now: Duration) {
+        let (subscribe, request) = match ClientMessage::parse(text) {
+            ClientMessage::Ignored => return,
+            ClientMessage::Subscribe(request) => (true, request),
+            ClientMessage::Unsubscribe(request) => (false, request),
+        };
+        let (rate, burst) = (self.limits.subscribe_rate, self.limits.subscribe_burst);
+        let Some(client) = self.clients.get_mut(index as usize) else { return };
+        if !client.rate.take(now, rate, burst) {
+            return self.close(index, CloseReason::RateLimited, now);
+        }
+        if client.extra.as_ref().is_some_and(|extra| extra.in_flight) {
+            let extra = client.extra();
+            if extra.waiting.len() >= burst as usize {
+                return self.close(index, CloseReason::RateLimited, now);
+            }
+            extra.waiting.push_back((subscribe, request));
+            return;
+        }
+        self.request(index, subscribe, request);
+    }
+
+    fn request(&mut self, index: u32, subscribe: bool, request: StreamRequest) {
+        if subscribe {
+            if let Err(error) = self.subscribe(index, &request) {
+                self.send(index, error_frame(error.text(), Some(error.status())));
+            }
+        } else if !self.unsubscribe(index, &request) {
+            self.send(index, error_frame(UNSUBSCRIBE_ERROR, None));
+        }
+    }
+
+    fn subscribe(&mut self, index: u32, request: &StreamRequest) -> Result<(), RequestError> {
+        let Some(client) = self.clients.get_mut(index as usize) else { return Ok(()) };
+        if client.phase != Phase::Open {
+            return Ok(());
+        }
+        // As in Node the scope comes first: an unknown stream needs what most streams need.
+        if !client.scopes.allow(request.kind().unwrap_or(StreamKind::Public)) {
+            return Err(RequestError::Scope);
+        }
+        let stream = request.resolve(self.limits.param_bytes_max)?;
+        let channels = stream.channels(client.account, client.scopes.notifications());
+        if client.account == 0 && !channels.iter().all(|channel| channel.is_filtered()) {
+            return Err(RequestError::NoAccount);
+        }
+        if find(client, &channels, stream.kind).is_some() {
+            return Ok(());
+        }
+        if client.subs.len() >= self.limits.subscriptions_max {
+            return Err(RequestError::TooMany);
+        }
+        let want = Want::Subscribe(stream);
+        let request =
+            SessionRequest { client: client.id(self.reactor, index), viewer: client.viewer(), want };
+        client.extra().in_flight = true;
+        self.effects.requests.push(request);
+        Ok(())
+    }
+
+    /// Ends a subscription. False where Node answers with an error: what is named is no stream.
+    fn unsubscribe(&mut self, index: u32, request: &StreamRequest) -> bool {
+        let Ok(stream) = request.resolve(self.limits.param_bytes_max) else { return false };
+        let Some(client) = self.clients.get_mut(index as usize) else { return true };
+        let channels = stream.channels(client.account, client.scopes.notifications());
+        match (find(client, &channels, stream.kind), &stream.param) {
+            (Some(sub), _) => {
+                self.abandon_subscription(index, sub);
+                self.leave(index, sub);
+            }
+            (None, Param::List(list)) => {
+                let want = Want::UnsubscribeList(*list);
+                let request =
+                    SessionRequest { client: client.id(self.reactor, index), viewer: client.viewer(), want };
+                client.extra().in_flight = true;
+                self.effects.requests.push(request);
+            }
+            (None, _) => {}
+        }
+        true
+    }
+
+    /// A subscription that the door arranged.
+    pub(super) fn subscribed(&mut self, id: ClientId, new: NewSubscription, seq: u64, now: Duration) {
+        let open = self.get(id).is_some_and(|client| client.phase == Phase::Open);
+        if !open {
+            // It left meanwhile, or is about to. The references are the ingest's again; the account of a
+            // filtered channel is told so that the audience forgets it too.
+            return self.release_all(&new);
+        }
+        self.join(id.index, new, seq);
+        self.answered(id, None, now);
+    }
+
+    /// The door's answer: the next request may go.
+    pub(super) fn answered(&mut self, id: ClientId, answer: Option<Bytes>, _now: Duration) {
+        let Some(client) = self.get(id) else { return };
+        if client.phase != Phase::Open {
+            return;
+        }
+        client.extra().in_flight = false;
+        if let Some(json) = answer {
+            self.send(id.index, wire::text(&json));
+        }
+        while let Some(client) = self.get(id)
+            && let Some(extra) = client.extra.as_mut()
+            && !extra.in_flight
+            && let Some((subscribe, request)) = extra.waiting.pop_front()
+        {
+            self.request(id.index, subscribe, request);
+        }
+        if let Some(client) = self.get(id) {
+            client.tidy();
+        }
+    }
+}
+
+const UNSUBSCRIBE_ERROR: &str = "Error unsubscribing from channel";
+
+/// The client's subscription of these channels. `public` and `public:allow_local_only` share a channel and
+/// are two.
+fn find<S>(
+    client: &crate::core::client::Client<S>,
+    channels: &crate::core::stream::Channels,
+    kind: StreamKind,
+) -> Option<u16> {
+    client
+        .subs
+        .iter()
+        .position(|subscription| {
+            let same_kind = subscription.kind() == kind
+                || !channels.iter().all(|channel| matches!(channel, Channel::Public { .. }));
+            same_kind && subscription.channels(client.account, client.scopes) == *channels
+        })
+        .map(|sub| sub as u16)
+}
+
+/// A text frame with an error, as Node words it.
+fn error_frame(text: &str, status: Option<u16>) -> Bytes {
+    let json = match status {
+        Some(status) => serde_json::json!({ "error": text, "status": status }),
+        None => serde_json::json!({ "error": text }),
+    };
+    wire::text(json.to_string().as_bytes())
+}

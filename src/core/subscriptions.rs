@@ -1,0 +1,585 @@
+//! Which channels are subscribed, for whom, and who waits for that.
+//!
+//! One table, channel → 8 bytes: references, the reactors that have a client on it, how many commands are
+//! in flight, and a few flags. What is wanted (a channel has references) is compared with what was last sent
+//! whenever a batch of commands is taken, so a channel that comes and goes between two batches costs Redis
+//! nothing. Commands and replies pass one ordered connection and each command has one reply per channel:
+//! when the last one in flight is answered, the last one sent is what holds. That is all it takes to be
+//! right for any interleaving.
+//!
+//! A newcomer's *ticket* holds references before its client is anywhere else. It is ready when each of its
+//! channels is confirmed and has its presence key; system channels have no such key. After a lost
+//! connection everything that is referenced is subscribed and set again before any ticket gets ready.
+//!
+//! Invariants: `refs` is the number of tickets and clients that hold the channel; a waiting list exists
+//! exactly while a ticket waits for its channel; a channel with a client on it is never unsubscribed.
+//!
+//! Bounds: the table by the channels referenced or in flight, the lists of commands by the table; the list
+//! of presence keys to set is cleaned whenever it outgrows the channels that want one. A kill looks at every
+//! open ticket, of which the door allows a bounded number.
+//!
+//! Tested by properties against a naive model of a Redis that executes commands in order.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::BuildHasher;
+
+use foldhash::fast::RandomState;
+use smallvec::SmallVec;
+
+use crate::core::handover::{HoldError, Ticket};
+use crate::core::stream::Channel;
+
+#[cfg(test)]
+mod tests;
+
+/// How many reactors there can be: the bits of a channel's mask.
+pub const REACTORS_MAX: usize = u16::BITS as usize;
+
+/// The channels that a ticket holds.
+pub type Held = SmallVec<[Channel; 4]>;
+
+/// The table of subscriptions. `R` is what a ticket's owner is answered with; it comes back in
+/// [`take_finished`](Self::take_finished).
+#[derive(Debug)]
+pub struct Subscriptions<R> {
+    link: Link,
+    table: HashMap<Channel, State, RandomState>,
+    referenced: usize,
+    tickets: HashMap<Ticket, Open<R>, RandomState>,
+    waiting: HashMap<Channel, SmallVec<[Ticket; 2]>, RandomState>,
+    /// Channels whose wanted state differs from the one last sent. Each once: flag `UNSENT`.
+    unsent: VecDeque<Channel>,
+    /// Channels that want their presence key. Those without the flag `ASKED` are stale.
+    unset: VecDeque<Channel>,
+    unset_clean_at: usize,
+    resuming: usize,
+    regained: bool,
+    finished: Vec<(R, Result<(), HoldError>)>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Link {
+    /// No connection: nothing can be held.
+    Away,
+    /// Connected, but not everything that was referenced is back. Tickets wait.
+    Resuming,
+    /// Everything is as wanted, or on its way.
+    Live,
+}
+
+#[derive(Clone, Copy, Default, Debug)]
+struct State {
+    refs: u32,
+    reactors: u16,
+    in_flight: u8,
+    flags: u8,
+}
+
+const _: () = assert!(std::mem::size_of::<(Channel, State)>() == 24);
+
+/// The last command sent for this channel was SUBSCRIBE.
+const SENT: u8 = 1;
+/// It stands in the list of channels to send.
+const UNSENT: u8 = 2;
+/// Its presence key is set.
+const PRESENT: u8 = 4;
+/// It stands in the list of keys to set.
+const ASKED: u8 = 8;
+/// Referenced when the connection was made, and not yet back.
+const RESUMING: u8 = 16;
+/// Redis will not have it, so it is not sent again until somebody asks for it.
+const REFUSED: u8 = 32;
+/// Refused together with others: sent on its own next time, to find out which one it was.
+const ALONE: u8 = 64;
+
+/// More commands in flight for one channel wait for a reply first.
+const IN_FLIGHT_MAX: u8 = u8::MAX;
+const UNSET_CLEAN_MIN: usize = 1024;
+
+#[derive(Debug)]
+struct Open<R> {
+    /// Empty once killed: its references are given back then.
+    channels: Held,
+    /// Channels that are not ready.
+    missing: usize,
+    /// None when it was answered.
+    reply: Option<R>,
+    killed: bool,
+}
+
+impl State {
+    fn has(self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+
+    fn wanted(self) -> bool {
+        self.refs > 0 && !self.has(REFUSED)
+    }
+
+    fn is_ready(self, channel: &Channel) -> bool {
+        self.refs > 0 && self.has(SENT) && self.in_flight == 0 && (channel.is_system() || self.has(PRESENT))
+    }
+}
+
+impl<R> Default for Subscriptions<R> {
+    fn default() -> Subscriptions<R> {
+        Subscriptions {
+            link: Link::Away,
+            table: HashMap::default(),
+            referenced: 0,
+            tickets: HashMap::default(),
+            waiting: HashMap::default(),
+            unsent: VecDeque::new(),
+            unset: VecDeque::new(),
+            unset_clean_at: UNSET_CLEAN_MIN,
+            resuming: 0,
+            regained: false,
+            finished: Vec::new(),
+        }
+    }
+}
+
+/// What tickets and clients ask for.
+impl<R> Subscriptions<R> {
+    /// Opens a ticket: references its channels, and answers through `reply` when all are ready. While Redis
+    /// is away it is answered at once, and holds nothing.
+    pub fn hold(&mut self, ticket: Ticket, channels: Held, reply: R) {
+        if self.link == Link::Away {
+            self.finished.push((reply, Err(HoldError::RedisAway)));
+            return;
+        }
+        self.cancel(ticket);
+        let mut missing = 0;
+        for channel in &channels {
+            if !self.acquire(channel) {
+                missing += 1;
+                self.waiting.entry(channel.clone()).or_default().push(ticket);
+            }
+        }
+        self.tickets.insert(ticket, Open { channels, missing, reply: Some(reply), killed: false });
+        self.finish_if_ready(ticket);
+    }
+
+    /// Closes a ticket that was answered, and leaves its references to a client of that reactor, which has
+    /// to [`release`](Self::release) each of the channels returned. An error leaves nothing held.
+    pub fn attach(&mut self, ticket: Ticket, reactor: u16) -> Result<Held, HoldError> {
+        match self.tickets.get(&ticket) {
+            // The references of all tickets went with the connection.
+            None => return Err(HoldError::RedisAway),
+            Some(open) if open.killed => {
+                self.tickets.remove(&ticket);
+                return Err(HoldError::Killed);
+            }
+            Some(open) if open.reply.is_some() => {
+                self.fail(ticket, HoldError::RedisAway);
+                return Err(HoldError::RedisAway);
+            }
+            Some(_) => {}
+        }
+        let channels = self.tickets.remove(&ticket).map(|open| open.channels).unwrap_or_default();
+        for channel in &channels {
+            if let Some(state) = self.table.get_mut(channel) {
+                state.reactors |= 1u16.checked_shl(u32::from(reactor)).unwrap_or(0);
+            }
+        }
+        Ok(channels)
+    }
+
+    /// Closes a ticket and gives its references back. Its owner gets no answer any more. An unknown ticket
+    /// is one that has failed already.
+    pub fn cancel(&mut self, ticket: Ticket) {
+        if let Some(open) = self.close(ticket) {
+            self.give_back(&open.channels);
+        }
+    }
+
+    /// Gives one reference of a client back.
+    pub fn release(&mut self, channel: &Channel) {
+        let Some(state) = self.table.get_mut(channel) else {
+            debug_assert!(false, "{channel:?} was released by someone who did not hold it");
+            return;
+        };
+        debug_assert!(state.refs > 0);
+        state.refs = state.refs.saturating_sub(1);
+        if state.refs == 0 {
+            state.reactors = 0;
+            state.flags &= !(PRESENT | ASKED | REFUSED | ALONE);
+            self.referenced -= 1;
+            self.settle(channel);
+            self.reconcile(channel);
+        }
+    }
+
+    /// A kill was read on that channel. Tickets that hold it are refused, now or when they are attached.
+    pub fn killed(&mut self, channel: &Channel) {
+        let mut hit: SmallVec<[Ticket; 8]> = SmallVec::new();
+        for (ticket, open) in &self.tickets {
+            if open.channels.contains(channel) {
+                hit.push(*ticket);
+            }
+        }
+        for ticket in hit {
+            match self.tickets.get_mut(&ticket) {
+                Some(open) if open.reply.is_none() => {
+                    open.killed = true;
+                    let channels = std::mem::take(&mut open.channels);
+                    self.give_back(&channels);
+                }
+                _ => self.fail(ticket, HoldError::Killed),
+            }
+        }
+    }
+
+    fn acquire(&mut self, channel: &Channel) -> bool {
+        let state = self.table.entry(channel.clone()).or_default();
+        if state.refs == 0 {
+            self.referenced += 1;
+        }
+        state.refs = state.refs.saturating_add(1);
+        state.flags &= !REFUSED;
+        if !channel.is_system() && !state.has(PRESENT) && state.refs == 1 {
+            state.flags |= ASKED;
+            self.unset.push_back(channel.clone());
+        }
+        let ready = state.is_ready(channel);
+        self.clean_unset();
+        self.reconcile(channel);
+        ready
+    }
+
+    fn give_back(&mut self, channels: &[Channel]) {
+        for channel in channels {
+            self.release(channel);
+        }
+    }
+
+    fn fail(&mut self, ticket: Ticket, error: HoldError) {
+        let Some(mut open) = self.close(ticket) else { return };
+        if let Some(reply) = open.reply.take() {
+            self.finished.push((reply, Err(error)));
+        }
+        self.give_back(&open.channels);
+    }
+
+    fn close(&mut self, ticket: Ticket) -> Option<Open<R>> {
+        let open = self.tickets.remove(&ticket)?;
+        if open.missing > 0 {
+            for channel in &open.channels {
+                if let Some(list) = self.waiting.get_mut(channel) {
+                    list.retain(|waiting| *waiting != ticket);
+                    if list.is_empty() {
+                        self.waiting.remove(channel);
+                    }
+                }
+            }
+        }
+        Some(open)
+    }
+
+    fn finish_if_ready(&mut self, ticket: Ticket) {
+        if self.link != Link::Live {
+            return;
+        }
+        if let Some(open) = self.tickets.get_mut(&ticket)
+            && open.missing == 0
+            && let Some(reply) = open.reply.take()
+        {
+            self.finished.push((reply, Ok(())));
+        }
+    }
+}
+
+/// What Redis says.
+impl<R> Subscriptions<R> {
+    /// Redis confirmed a SUBSCRIBE of that channel.
+    pub fn confirmed(&mut self, channel: &Channel) {
+        if let Some(state) = self.table.get_mut(channel) {
+            state.flags &= !ALONE;
+        }
+        self.answered(channel);
+    }
+
+    /// Redis confirmed an UNSUBSCRIBE of that channel.
+    pub fn unsubscribed(&mut self, channel: &Channel) {
+        self.answered(channel);
+    }
+
+    /// Redis answered one SUBSCRIBE of these channels with an error. It does not say which channel it
+    /// minds: of several each is sent again by itself; a single one is refused to all who wait for it.
+    pub fn refused(&mut self, channels: &[Channel]) {
+        for channel in channels {
+            let Some(state) = self.table.get_mut(channel) else { continue };
+            state.in_flight = state.in_flight.saturating_sub(1);
+            if state.in_flight > 0 || !state.has(SENT) {
+                self.settle(channel);
+                self.reconcile(channel);
+                continue;
+            }
+            state.flags &= !SENT;
+            if channels.len() > 1 {
+                state.flags |= ALONE;
+            } else {
+                state.flags = state.flags & !ALONE | REFUSED;
+                for ticket in self.waiting.remove(channel).unwrap_or_default() {
+                    self.fail(ticket, HoldError::Refused);
+                }
+            }
+            self.settle(channel);
+            self.reconcile(channel);
+        }
+    }
+
+    /// The presence key of that channel was set, over the present connection's lifetime.
+    pub fn presence_set(&mut self, channel: &Channel) {
+        if let Some(state) = self.table.get_mut(channel)
+            && state.refs > 0
+            && !state.has(PRESENT)
+            && self.link != Link::Away
+        {
+            state.flags = state.flags & !ASKED | PRESENT;
+            self.settle(channel);
+        }
+    }
+
+    /// The connection was lost: every ticket fails, clients keep their references.
+    pub fn connection_lost(&mut self) {
+        self.link = Link::Away;
+        for (_, open) in self.tickets.drain() {
+            for channel in &open.channels {
+                if let Some(state) = self.table.get_mut(channel) {
+                    state.refs = state.refs.saturating_sub(1);
+                }
+            }
+            if let Some(reply) = open.reply {
+                self.finished.push((reply, Err(HoldError::RedisAway)));
+            }
+        }
+        self.table.retain(|_, state| {
+            state.in_flight = 0;
+            state.flags = 0;
+            state.refs > 0
+        });
+        self.referenced = self.table.len();
+        self.waiting.clear();
+        self.unsent.clear();
+        self.unset.clear();
+        self.unset_clean_at = UNSET_CLEAN_MIN;
+        self.resuming = 0;
+        self.regained = false;
+        self.tidy();
+    }
+
+    /// A new connection stands, with no subscriptions and no presence keys that can be relied on.
+    pub fn connected(&mut self) {
+        debug_assert!(self.link == Link::Away);
+        self.link = Link::Resuming;
+        self.resuming = self.table.len();
+        for (channel, state) in &mut self.table {
+            state.flags = UNSENT | RESUMING;
+            self.unsent.push_back(channel.clone());
+            if !channel.is_system() {
+                state.flags |= ASKED;
+                self.unset.push_back(channel.clone());
+            }
+        }
+        self.unset_clean_at = UNSET_CLEAN_MIN.max(self.unset.len() * 2);
+        if self.resuming == 0 {
+            self.go_live();
+        }
+    }
+
+    fn answered(&mut self, channel: &Channel) {
+        if let Some(state) = self.table.get_mut(channel) {
+            state.in_flight = state.in_flight.saturating_sub(1);
+            self.settle(channel);
+            self.reconcile(channel);
+        }
+    }
+
+    /// Looks whether the channel got ready, and tells those who wait for that.
+    fn settle(&mut self, channel: &Channel) {
+        let Some(state) = self.table.get_mut(channel) else { return };
+        let ready = state.is_ready(channel);
+        let resumed = state.has(RESUMING) && (ready || !state.wanted());
+        if resumed {
+            state.flags &= !RESUMING;
+            self.resuming -= 1;
+        }
+        if ready {
+            for ticket in self.waiting.remove(channel).unwrap_or_default() {
+                if let Some(open) = self.tickets.get_mut(&ticket) {
+                    open.missing -= 1;
+                }
+                self.finish_if_ready(ticket);
+            }
+        }
+        if resumed && self.resuming == 0 {
+            self.go_live();
+        }
+    }
+
+    fn go_live(&mut self) {
+        self.link = Link::Live;
+        self.regained = true;
+        for open in self.tickets.values_mut() {
+            if open.missing == 0
+                && let Some(reply) = open.reply.take()
+            {
+                self.finished.push((reply, Ok(())));
+            }
+        }
+    }
+
+    /// Compares what is wanted with what was sent; forgets a channel about which there is nothing to know.
+    fn reconcile(&mut self, channel: &Channel) {
+        let Some(state) = self.table.get_mut(channel) else { return };
+        if state.has(UNSENT) {
+            return;
+        }
+        if self.link != Link::Away && state.wanted() != state.has(SENT) {
+            if state.in_flight < IN_FLIGHT_MAX {
+                state.flags |= UNSENT;
+                self.unsent.push_back(channel.clone());
+            }
+        } else if state.refs == 0 && state.in_flight == 0 {
+            self.table.remove(channel);
+        }
+    }
+
+    /// Keeps the list of keys to set from growing with newcomers who come and go while no key can be set.
+    fn clean_unset(&mut self) {
+        if self.unset.len() < self.unset_clean_at {
+            return;
+        }
+        let table = &mut self.table;
+        self.unset.retain(|channel| match table.get_mut(channel) {
+            Some(state) if state.has(ASKED) => {
+                state.flags &= !ASKED;
+                true
+            }
+            _ => false,
+        });
+        for channel in &self.unset {
+            if let Some(state) = table.get_mut(channel) {
+                state.flags |= ASKED;
+            }
+        }
+        self.unset_clean_at = UNSET_CLEAN_MIN.max(self.unset.len() * 2);
+    }
+}
+
+/// What is to be done, and what is.
+impl<R> Subscriptions<R> {
+    /// Takes the next commands to send, at most `max` channels in each list, and counts them as in flight.
+    /// The lists have no channel in common and must be empty. Nothing in either: there is nothing to send.
+    pub fn next_commands(
+        &mut self,
+        max: usize,
+        subscribe: &mut Vec<Channel>,
+        unsubscribe: &mut Vec<Channel>,
+    ) {
+        debug_assert!(subscribe.is_empty() && unsubscribe.is_empty());
+        while subscribe.len() < max && unsubscribe.len() < max {
+            let Some(channel) = self.unsent.pop_front() else { return };
+            let Some(state) = self.table.get_mut(&channel) else { continue };
+            if state.has(ALONE) && state.wanted() && !subscribe.is_empty() {
+                self.unsent.push_front(channel);
+                return;
+            }
+            state.flags &= !UNSENT;
+            if state.wanted() == state.has(SENT) {
+                self.reconcile(&channel);
+                continue;
+            }
+            state.flags ^= SENT;
+            state.in_flight += 1;
+            if !state.has(SENT) {
+                unsubscribe.push(channel);
+                continue;
+            }
+            let alone = state.has(ALONE);
+            subscribe.push(channel);
+            if alone {
+                return;
+            }
+        }
+    }
+
+    /// Takes at most `max` channels whose presence keys are to be set.
+    pub fn next_presence(&mut self, max: usize, into: &mut Vec<Channel>) {
+        while into.len() < max {
+            let Some(channel) = self.unset.pop_front() else { return };
+            if let Some(state) = self.table.get_mut(&channel)
+                && state.has(ASKED)
+            {
+                state.flags &= !ASKED;
+                into.push(channel);
+            }
+        }
+    }
+
+    /// Lists the channels of one of `shards` parts of the table whose presence keys are to be set again.
+    pub fn refresh(&self, shard: u64, shards: u64, into: &mut Vec<Channel>) {
+        let hasher = self.table.hasher();
+        for (channel, state) in &self.table {
+            if state.has(PRESENT) && hasher.hash_one(channel) % shards.max(1) == shard {
+                into.push(channel.clone());
+            }
+        }
+    }
+
+    /// Moves the tickets that were decided to the end of `into`.
+    pub fn take_finished(&mut self, into: &mut Vec<(R, Result<(), HoldError>)>) {
+        into.append(&mut self.finished);
+    }
+
+    /// Whether everything is subscribed again since the last call: once per connection.
+    pub fn take_regained(&mut self) -> bool {
+        std::mem::take(&mut self.regained)
+    }
+
+    /// The reactors with a client on that channel, as bits; none for a channel that nobody holds.
+    pub fn reactors(&self, channel: &Channel) -> Option<u16> {
+        self.table.get(channel).filter(|state| state.refs > 0).map(|state| state.reactors)
+    }
+
+    /// Channels that somebody holds.
+    pub fn referenced(&self) -> usize {
+        self.referenced
+    }
+
+    /// Tickets that are open.
+    pub fn open_tickets(&self) -> usize {
+        self.tickets.len()
+    }
+
+    /// Whether tickets can get ready now.
+    pub fn is_live(&self) -> bool {
+        self.link == Link::Live
+    }
+
+    /// Gives memory back after a rush. Call it now and then.
+    pub fn tidy(&mut self) {
+        fn sparse(length: usize, capacity: usize) -> bool {
+            capacity > 256 && length < capacity / 4
+        }
+        if sparse(self.table.len(), self.table.capacity()) {
+            self.table.shrink_to(self.table.len() * 2);
+        }
+        if sparse(self.tickets.len(), self.tickets.capacity()) {
+            self.tickets.shrink_to(self.tickets.len() * 2);
+        }
+        if sparse(self.waiting.len(), self.waiting.capacity()) {
+            self.waiting.shrink_to(self.waiting.len() * 2);
+        }
+        if sparse(self.unsent.len(), self.unsent.capacity()) {
+            self.unsent.shrink_to(self.unsent.len() * 2);
+        }
+        if sparse(self.unset.len(), self.unset.capacity()) {
+            self.unset.shrink_to(self.unset.len() * 2);
+        }
+        if sparse(self.finished.len(), self.finished.capacity()) {
+            self.finished.shrink_to(self.finished.len() * 2);
+        }
+    }
+}

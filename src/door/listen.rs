@@ -1,0 +1,319 @@
+//! The listening socket, what accepted sockets inherit from it, and the loop that accepts.
+//!
+//! Bounds: at most `MAX_DOOR_CONNECTIONS` connections are at the door. When another one comes, the one that
+//! has been without a request for longest is closed to make room; when all have a request that is being
+//! answered, accepting pauses until one is done, and newcomers wait in the kernel's backlog. The loop never
+//! ends because of an accept error: without file descriptors it waits a little and tries again.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use socket2::{Domain, SockRef, Socket as RawSocket, TcpKeepalive, Type};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+
+use super::connection::{self, Stream};
+use super::headers::Peer;
+use super::{Door, Socket};
+use crate::limits::{
+    ACCEPT_BACKOFF, LISTEN_BACKLOG, SOCKET_DEAD_AFTER, SOCKET_NOTSENT_BYTES, SOCKET_RECEIVE_BYTES,
+    SOCKET_SEND_BYTES,
+};
+
+/// Where to listen.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Address {
+    /// `BIND` (a name or an address, without square brackets) and `PORT` (0: any free one).
+    Tcp(String, u16),
+    /// `SOCKET`: the path of a unix socket, readable and writable for everybody.
+    Unix(PathBuf),
+}
+
+/// Why listening failed: the start ends with this line.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// The name in `BIND` has no address.
+    #[error("BIND={0}: no such address ({1}); set BIND to an address of this machine")]
+    NoAddress(String, io::Error),
+    /// Another process listens there.
+    #[error("{0} is in use by another process; set BIND and PORT to a free address, or stop that process")]
+    PortInUse(SocketAddr),
+    /// The system refused the address.
+    #[error("cannot listen on {0} (BIND, PORT): {1}")]
+    Tcp(SocketAddr, io::Error),
+    /// A live process listens on that path.
+    #[error("SOCKET={0}: another process listens there; stop it, or set SOCKET to another path")]
+    SocketInUse(PathBuf),
+    /// Something else is at that path: it is not removed.
+    #[error("SOCKET={0}: a file that is not a socket is there; remove it, or set SOCKET to another path")]
+    NotASocket(PathBuf),
+    /// The system refused the path.
+    #[error("cannot listen on SOCKET={0}: {1}")]
+    Unix(PathBuf, io::Error),
+}
+
+/// A socket that listens. Dropping it stops that, and removes the file of a unix socket before, so that a
+/// successor's is never removed.
+#[derive(Debug)]
+pub struct Listener {
+    socket: ListeningSocket,
+    address: String,
+}
+
+#[derive(Debug)]
+enum ListeningSocket {
+    Tcp(TcpListener),
+    Unix(UnixListener, SocketFile),
+}
+
+/// The file of a unix socket, removed when dropped, unless another file has taken its place.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let ListeningSocket::Unix(_, file) = &self.socket
+            && std::fs::symlink_metadata(&file.path)
+                .is_ok_and(|found| (found.dev(), found.ino()) == file.identity)
+        {
+            let _ = std::fs::remove_file(&file.path);
+        }
+    }
+}
+
+impl Listener {
+    /// Binds and listens: from now on clients can connect. To be called within the door's runtime.
+    ///
+    /// # Errors
+    /// With one line that names the variable and what to do.
+    pub fn bind(address: &Address) -> Result<Listener, ListenError> {
+        match address {
+            Address::Tcp(host, port) => Listener::bind_tcp(host, *port),
+            Address::Unix(path) => Listener::bind_unix(path),
+        }
+    }
+
+    /// Where it listens: `127.0.0.1:4000`, or the path.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    fn bind_tcp(host: &str, port: u16) -> Result<Listener, ListenError> {
+        let no_address = |error| ListenError::NoAddress(host.to_owned(), error);
+        let address = (host, port)
+            .to_socket_addrs()
+            .map_err(no_address)?
+            .next()
+            .ok_or_else(|| no_address(io::ErrorKind::NotFound.into()))?;
+        let listen = || -> io::Result<TcpListener> {
+            let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, None)?;
+            socket.set_reuse_address(true)?;
+            socket.set_nonblocking(true)?;
+            // Before listening: the receive buffer decides on the window scale.
+            tune(&SockRef::from(&socket))?;
+            socket.bind(&address.into())?;
+            socket.listen(LISTEN_BACKLOG)?;
+            TcpListener::from_std(socket.into())
+        };
+        let listener = listen().map_err(|error| match error.kind() {
+            io::ErrorKind::AddrInUse => ListenError::PortInUse(address),
+            _ => ListenError::Tcp(address, error),
+        })?;
+        let address = listener.local_addr().unwrap_or(address).to_string();
+        Ok(Listener { socket: ListeningSocket::Tcp(listener), address })
+    }
+
+    fn bind_unix(path: &Path) -> Result<Listener, ListenError> {
+        let failed = |error| ListenError::Unix(path.to_owned(), error);
+        match std::fs::symlink_metadata(path) {
+            Ok(found) if !found.file_type().is_socket() => {
+                return Err(ListenError::NotASocket(path.to_owned()));
+            }
+            Ok(_) => match std::os::unix::net::UnixStream::connect(path) {
+                // Nobody listens: left over from a process that is gone.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    tracing::debug!(path = %path.display(), "replacing a stale socket file");
+                    std::fs::remove_file(path).map_err(failed)?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Ok(_) => return Err(ListenError::SocketInUse(path.to_owned())),
+                // A full backlog, too, is somebody's.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Err(ListenError::SocketInUse(path.to_owned()));
+                }
+                Err(error) => return Err(failed(error)),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(error)),
+        }
+        let listen = || -> io::Result<(UnixListener, SocketFile)> {
+            let socket = RawSocket::new(Domain::UNIX, Type::STREAM, None)?;
+            socket.set_nonblocking(true)?;
+            socket.bind(&socket2::SockAddr::unix(path)?)?;
+            std::fs::set_permissions(path, PermissionsExt::from_mode(0o666))?;
+            let metadata = std::fs::symlink_metadata(path)?;
+            socket.listen(LISTEN_BACKLOG)?;
+            let identity = (metadata.dev(), metadata.ino());
+            let listener = UnixListener::from_std(socket.into())?;
+            Ok((listener, SocketFile { path: path.to_owned(), identity }))
+        };
+        let (listener, file) = listen().map_err(failed)?;
+        Ok(Listener { socket: ListeningSocket::Unix(listener, file), address: path.display().to_string() })
+    }
+
+    async fn accept(&self) -> io::Result<(Stream, Peer)> {
+        match &self.socket {
+            ListeningSocket::Tcp(listener) => {
+                let (stream, address) = listener.accept().await?;
+                if !INHERITS {
+                    tune(&SockRef::from(&stream))?;
+                }
+                Ok((Stream::Tcp(stream), Peer::Tcp(address.ip())))
+            }
+            ListeningSocket::Unix(listener, _) => {
+                let (stream, _) = listener.accept().await?;
+                // A unix socket's buffers are not inherited; its send buffer holds all that is on the way.
+                SockRef::from(&stream).set_send_buffer_size(SOCKET_SEND_BYTES as usize)?;
+                Ok((Stream::Unix(stream), Peer::Unix))
+            }
+        }
+    }
+}
+
+/// Linux gives an accepted socket all the options of its listener, which saves a dozen calls per client.
+const INHERITS: bool = cfg!(target_os = "linux");
+
+/// What a client's TCP socket is to have: no delay, small buffers, and an end when its peer is dead.
+fn tune(socket: &SockRef<'_>) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    socket.set_send_buffer_size(SOCKET_SEND_BYTES as usize)?;
+    socket.set_recv_buffer_size(SOCKET_RECEIVE_BYTES as usize)?;
+    let keepalive = TcpKeepalive::new().with_time(SOCKET_DEAD_AFTER).with_interval(SOCKET_DEAD_AFTER / 4);
+    socket.set_tcp_keepalive(&keepalive)?;
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    {
+        socket.set_tcp_user_timeout(Some(SOCKET_DEAD_AFTER))?;
+        socket.set_tcp_notsent_lowat(SOCKET_NOTSENT_BYTES)?;
+    }
+    Ok(())
+}
+
+/// Lets clients in until `shutdown`; then the listening socket is closed first of all, and whoever is still
+/// at the door is sent away. Says that it listens, in the words that Mastodon's own tests wait for.
+pub async fn serve<S: Socket>(door: Arc<Door<S>>, listener: Listener, shutdown: impl Future<Output = ()>) {
+    tracing::info!("Streaming API now listening on {}", listener.address());
+    let waiting_room = Arc::new(WaitingRoom::default());
+    let mut connections = JoinSet::new();
+    let mut shutdown = pin!(shutdown);
+    let mut is_failing = false;
+    loop {
+        let is_full = connections.len() >= door.limits.door_connections_max;
+        let accepted = tokio::select! {
+            biased;
+            () = &mut shutdown => break,
+            Some(_) = connections.join_next(), if !connections.is_empty() => {
+                door.counters.at_door.store(connections.len(), Ordering::Relaxed);
+                continue;
+            }
+            accepted = listener.accept(), if !is_full || !waiting_room.is_empty() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                is_failing = false;
+                if is_full {
+                    waiting_room.evict_oldest();
+                }
+                door.counters.accepted.fetch_add(1, Ordering::Relaxed);
+                connections.spawn(connection::serve(
+                    Arc::clone(&door),
+                    stream,
+                    peer,
+                    Arc::clone(&waiting_room),
+                ));
+                door.counters.at_door.store(connections.len(), Ordering::Relaxed);
+            }
+            Err(error) if is_the_clients(&error) => tracing::debug!(%error, "a connection was lost"),
+            Err(error) => {
+                if !is_failing {
+                    is_failing = true;
+                    tracing::warn!(%error, "cannot accept connections; trying again (RLIMIT_NOFILE, memory)");
+                }
+                tokio::select! {
+                    () = &mut shutdown => break,
+                    () = tokio::time::sleep(ACCEPT_BACKOFF) => {}
+                }
+            }
+        }
+    }
+    drop(listener);
+    connections.shutdown().await;
+    door.counters.at_door.store(0, Ordering::Relaxed);
+}
+
+/// Errors of one connection, which say nothing about the next.
+fn is_the_clients(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
+    )
+}
+
+/// The connections that have no request under way, oldest first.
+#[derive(Default)]
+pub(crate) struct WaitingRoom {
+    places: Mutex<Places>,
+}
+
+#[derive(Default)]
+struct Places {
+    last: u64,
+    waiting: BTreeMap<u64, Arc<Notify>>,
+}
+
+/// A connection's place in the waiting room, left when dropped.
+pub(crate) struct Place {
+    number: u64,
+    room: Arc<WaitingRoom>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.room.lock().waiting.remove(&self.number);
+    }
+}
+
+impl WaitingRoom {
+    /// Waits from now on; `evict` is notified when the place is needed.
+    pub(crate) fn enter(self: &Arc<Self>, evict: &Arc<Notify>) -> Place {
+        let mut places = self.lock();
+        places.last += 1;
+        let number = places.last;
+        places.waiting.insert(number, Arc::clone(evict));
+        Place { number, room: Arc::clone(self) }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.lock().waiting.is_empty()
+    }
+
+    fn evict_oldest(&self) {
+        if let Some((_, evict)) = self.lock().waiting.pop_first() {
+            evict.notify_one();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Places> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

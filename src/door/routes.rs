@@ -1,0 +1,225 @@
+//! What a request asks for, and its answer.
+//!
+//! Stream paths are compared exactly: a trailing slash makes another path. The three fixed pages match as
+//! they do in Mastodon's server, whatever their case and with or without a slash at the end. A WebSocket is
+//! opened on any path.
+
+use bytes::Bytes;
+use hyper::body::{Body, Incoming};
+use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, TRANSFER_ENCODING};
+use hyper::{Method, Request, Response, StatusCode, Version};
+
+use super::connection::Visit;
+use super::errors::Refusal;
+use super::handover::{Asked, Handover};
+use super::headers::{self, Handshake, RequestId};
+use super::{Door, PageRequest, Socket, auth};
+use crate::core::event::Transport;
+use crate::core::session::StreamRequest;
+use crate::core::stream::StreamKind;
+
+const ALLOWED: &str = "GET, HEAD, OPTIONS";
+const NO_STORE: HeaderValue = HeaderValue::from_static("private, no-store");
+
+/// Answers a request. Does not return where the connection becomes a client: it leaves the handover in
+/// `visit` then.
+pub(crate) async fn answer<S: Socket>(
+    door: &Door<S>,
+    visit: &Visit<S>,
+    request: Request<Incoming>,
+) -> Response<Bytes> {
+    let _busy = visit.begin();
+    let id = RequestId::new();
+    let keep_alive = headers::keeps_alive(request.version(), request.headers());
+    tracing::debug!(request = id.as_str(), method = %request.method(), path = request.uri().path(), "request");
+    let mut response = if request.method() == Method::OPTIONS {
+        headers::preflight(request.headers())
+    } else if headers::is_websocket(request.headers()) {
+        // The client expects a WebSocket's answer, not a web page's: without CORS headers and body.
+        let refusal = refused(door, &id, open_websocket(door, visit, &id, &request).await);
+        return refusal.upgrade(&id);
+    } else if let Some(kind) = stream_kind(request.uri().path(), request.uri().query().unwrap_or_default()) {
+        match stream(door, visit, &id, &request, kind).await {
+            Ok(response) => response,
+            Err(refusal) => refused(door, &id, refusal).json(&id, ALLOWED),
+        }
+    } else {
+        page(door, visit, &request)
+            .unwrap_or_else(|| refused(door, &id, Refusal::UNKNOWN_CHANNEL).json(&id, ALLOWED))
+    };
+    headers::complete(&mut response, &id, keep_alive);
+    response
+}
+
+fn refused<S: Socket>(door: &Door<S>, id: &RequestId, refusal: Refusal) -> Refusal {
+    door.counters.count(refusal.reason);
+    tracing::debug!(
+        request = id.as_str(),
+        status = refusal.status,
+        reason = refusal.reason.label(),
+        "refused"
+    );
+    refusal
+}
+
+/// The stream of that path, if it is one.
+fn stream_kind(path: &str, query: &str) -> Option<StreamKind> {
+    let media = |with: StreamKind, without: StreamKind| {
+        if auth::is_true(query, "only_media") { with } else { without }
+    };
+    Some(match path.strip_prefix("/api/v1/streaming/")? {
+        "user" => StreamKind::User,
+        "user/notification" => StreamKind::UserNotification,
+        "public" => media(StreamKind::PublicMedia, StreamKind::Public),
+        "public/local" => media(StreamKind::PublicLocalMedia, StreamKind::PublicLocal),
+        "public/remote" => media(StreamKind::PublicRemoteMedia, StreamKind::PublicRemote),
+        "hashtag" => StreamKind::Hashtag,
+        "hashtag/local" => StreamKind::HashtagLocal,
+        "list" => StreamKind::List,
+        "direct" => StreamKind::Direct,
+        _ => return None,
+    })
+}
+
+/// A request on a stream's path. Returns what is not a stream in the end.
+async fn stream<S: Socket>(
+    door: &Door<S>,
+    visit: &Visit<S>,
+    id: &RequestId,
+    request: &Request<Incoming>,
+    kind: StreamKind,
+) -> Result<Response<Bytes>, Refusal> {
+    let method = request.method();
+    if method != Method::GET && method != Method::HEAD {
+        return Err(Refusal::METHOD);
+    }
+    if !request.body().is_end_stream() {
+        return Err(Refusal::BODY);
+    }
+    let query = request.uri().query().unwrap_or_default();
+    let asked = Asked { id, peer: visit.peer, headers: request.headers(), query };
+    let opened = door.in_time(async {
+        let admitted = door.admit(&asked).await?;
+        let named =
+            StreamRequest { stream: Some(kind.name().to_owned()), ..StreamRequest::from_query(query) };
+        let stream = door.stream(&named, admitted.viewer()).await?;
+        if method == Method::HEAD {
+            return Ok(None);
+        }
+        let version = request.version();
+        let transport = if version == Version::HTTP_11 { Transport::SseChunked } else { Transport::SsePlain };
+        let head = headers::event_stream(id, version, headers::keeps_alive(version, request.headers()));
+        door.hand_over(&asked, admitted, Some(stream), transport, head).await.map(Some)
+    });
+    match opened.await? {
+        Some(handover) => wait_to_be_taken(visit, handover).await,
+        None => Ok(event_stream_head(request.version())),
+    }
+}
+
+/// The answer to HEAD on a stream's path: the head that GET would get.
+fn event_stream_head(version: Version) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::new());
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(CACHE_CONTROL, NO_STORE);
+    if version == Version::HTTP_11 {
+        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+    response
+}
+
+/// Opens a WebSocket; returns only why it was not opened. A stream in the query that cannot be had is an
+/// error message on the open WebSocket.
+async fn open_websocket<S: Socket>(
+    door: &Door<S>,
+    visit: &Visit<S>,
+    id: &RequestId,
+    request: &Request<Incoming>,
+) -> Refusal {
+    if !request.body().is_end_stream() {
+        return Refusal::BODY;
+    }
+    let query = request.uri().query().unwrap_or_default();
+    let asked = Asked { id, peer: visit.peer, headers: request.headers(), query };
+    let opened = door.in_time(async {
+        let admitted = door.admit(&asked).await?;
+        let handshake = Handshake::read(request.method(), request.headers())?;
+        let mut head = handshake.head(id);
+        let wanted = StreamRequest::from_query(query);
+        let stream = if wanted.stream.as_deref().unwrap_or_default().is_empty() {
+            None
+        } else {
+            match door.stream(&wanted, admitted.viewer()).await {
+                Ok(stream) => Some(stream),
+                Err(refusal) => {
+                    let refusal = refused(door, id, refusal);
+                    headers::write_text_frame(&mut head, &refusal.frame());
+                    None
+                }
+            }
+        };
+        door.hand_over(&asked, admitted, stream, Transport::WebSocket, head.into()).await
+    });
+    match opened.await {
+        Ok(handover) => wait_to_be_taken(visit, handover).await,
+        Err(refusal) => refusal,
+    }
+}
+
+/// Leaves the client for the connection's task, which drops this future when it takes the socket.
+async fn wait_to_be_taken<S, T>(visit: &Visit<S>, handover: Handover<S>) -> T {
+    visit.leave(handover);
+    std::future::pending().await
+}
+
+/// What is neither a stream nor a WebSocket.
+fn page<S: Socket>(door: &Door<S>, visit: &Visit<S>, request: &Request<Incoming>) -> Option<Response<Bytes>> {
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        return None;
+    }
+    let path = request.uri().path();
+    if is_page(path, "/api/v1/streaming/health") {
+        return Some(text(StatusCode::OK, "text/plain", "OK"));
+    }
+    if is_page(path, "/favicon.ico") {
+        let mut response = Response::new(Bytes::new());
+        *response.status_mut() = StatusCode::NOT_FOUND;
+        return Some(response);
+    }
+    if let Some(metrics) = door.pages.metrics.as_ref().filter(|_| is_page(path, "/metrics")) {
+        return Some(match (metrics.render)() {
+            Ok(page) => text(StatusCode::OK, metrics.content_type, page),
+            Err(()) => {
+                let mut response = text(StatusCode::INTERNAL_SERVER_ERROR, "", "");
+                response.headers_mut().remove(CONTENT_TYPE);
+                response
+            }
+        });
+    }
+    if let Some(demo) = door.pages.demo.as_ref().filter(|_| path == "/") {
+        return Some(text(StatusCode::OK, "text/html; charset=utf-8", demo.clone()));
+    }
+    let status = door.pages.status.as_ref()?;
+    status(&PageRequest {
+        path,
+        query: request.uri().query().unwrap_or_default(),
+        accept: request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok()),
+        peer: visit.peer,
+        forwarded: headers::is_forwarded(request.headers()),
+    })
+}
+
+/// Whether a path names a fixed page, as Express compares it.
+fn is_page(path: &str, page: &str) -> bool {
+    path.strip_suffix('/').unwrap_or(path).eq_ignore_ascii_case(page)
+}
+
+fn text(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Bytes> {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CACHE_CONTROL, NO_STORE);
+    response
+}

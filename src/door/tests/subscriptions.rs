@@ -1,0 +1,129 @@
+use super::*;
+use crate::core::handover::{ClientId, Delivery, SessionRequest, Want};
+use crate::core::session::{Given, StreamRequest};
+use crate::core::stream::Stream;
+
+const CLIENT: ClientId = ClientId { reactor: 1, index: 5, generation: 2 };
+
+/// The second reactor, which asks and gets answers.
+struct Reactor {
+    requests: mpsc::Sender<SessionRequest>,
+    mailbox: Arc<Mailbox<Delivery<Fake>>>,
+    woken: Arc<Notify>,
+}
+
+impl Reactor {
+    fn new(world: &World) -> Reactor {
+        let (requests, asked) = mpsc::channel(16);
+        let woken = Arc::new(Notify::new());
+        let wake = Arc::clone(&woken);
+        let mailbox = Arc::new(Mailbox::new(move || wake.notify_one()));
+        let other = Arc::new(Mailbox::new(|| panic!("the wrong reactor")));
+        let mailboxes: subscribe::Mailboxes<Fake> = [other, Arc::clone(&mailbox)].into();
+        tokio::spawn(subscribe::serve(Arc::clone(&world.door), asked, mailboxes));
+        Reactor { requests, mailbox, woken }
+    }
+
+    async fn want(&self, want: Want) {
+        self.requests.send(SessionRequest { client: CLIENT, viewer: ALICE, want }).await.unwrap();
+    }
+
+    async fn answer(&self) -> Option<String> {
+        let mut drained = Vec::new();
+        while drained.is_empty() {
+            self.woken.notified().await;
+            self.mailbox.drain(&mut drained);
+        }
+        match drained.as_slice() {
+            [Delivery::Answer(CLIENT, json)] => {
+                json.as_ref().map(|json| String::from_utf8(json.to_vec()).unwrap())
+            }
+            other => panic!("{other:?} instead of one answer"),
+        }
+    }
+}
+
+fn stream(name: &str, list: Option<u64>) -> Stream {
+    let list = list.map_or(Given::Missing, |list| Given::Text(list.to_string()));
+    StreamRequest { stream: Some(name.into()), list, ..StreamRequest::default() }.resolve(512).unwrap()
+}
+
+#[tokio::test]
+async fn a_subscription_is_attached_once_it_is_confirmed() {
+    let mut world = World::new();
+    let reactor = Reactor::new(&world);
+    reactor.want(Want::Subscribe(stream("list", Some(77)))).await;
+    let held = world.held().await;
+    assert_eq!(held.channels, [Channel::List(77)]);
+    (held.reply)(Ok(()));
+    match world.command().await {
+        Command::Attach {
+            ticket,
+            reactor,
+            attachment: Attachment::Subscription(client, subscription),
+            ..
+        } => {
+            assert_eq!((ticket, reactor, client), (held.ticket, 1, CLIENT));
+            assert_eq!(subscription.channels.to_vec(), [Channel::List(77)]);
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_subscription_that_fails_is_an_error_message() {
+    let mut world = World::with(|setup| setup.limits.door_timeout = std::time::Duration::from_secs(3600));
+    let reactor = Reactor::new(&world);
+    let foreign = r#"{"error":"Not authorized to stream this list","status":401}"#;
+    reactor.want(Want::Subscribe(stream("list", Some(78)))).await;
+    assert_eq!(reactor.answer().await.as_deref(), Some(foreign));
+    world.directory.is_down.store(true, Ordering::Relaxed);
+    reactor.want(Want::Subscribe(stream("list", Some(77)))).await;
+    assert_eq!(reactor.answer().await.as_deref(), Some(foreign));
+
+    let away = r#"{"error":"The connection to Redis is lost, try again later","status":503}"#;
+    reactor.want(Want::Subscribe(stream("user", None))).await;
+    let held = world.held().await;
+    (held.reply)(Err(HoldError::RedisAway));
+    assert_eq!(reactor.answer().await.as_deref(), Some(away));
+    assert_eq!(world.cancelled().await, held.ticket);
+
+    reactor.want(Want::Subscribe(stream("user", None))).await;
+    (world.held().await.reply)(Ok(()));
+    match world.command().await {
+        Command::Attach { attachment, refused, .. } => refused(HoldError::RedisAway, attachment),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(reactor.answer().await.as_deref(), Some(away));
+}
+
+#[tokio::test]
+async fn a_subscription_must_be_confirmed_in_time() {
+    let mut world = World::with(|setup| setup.limits.door_timeout = std::time::Duration::from_millis(1));
+    let reactor = Reactor::new(&world);
+    reactor.want(Want::Subscribe(stream("user", None))).await;
+    let answer = reactor.answer().await.unwrap();
+    assert!(answer.ends_with(r#","status":503}"#), "{answer}");
+    let held = world.held().await;
+    assert_eq!(world.cancelled().await, held.ticket);
+}
+
+#[tokio::test]
+async fn unsubscribing_from_ones_own_list_is_silent() {
+    let world = World::new();
+    let reactor = Reactor::new(&world);
+    reactor.want(Want::UnsubscribeList(77)).await;
+    assert_eq!(reactor.answer().await, None);
+    reactor.want(Want::UnsubscribeList(78)).await;
+    assert_eq!(reactor.answer().await.as_deref(), Some(r#"{"error":"Error unsubscribing from channel"}"#));
+}
+
+#[tokio::test]
+async fn whoever_stops_serving_releases_what_is_under_way() {
+    let mut world = World::new();
+    let reactor = Reactor::new(&world);
+    reactor.want(Want::Subscribe(stream("user", None))).await;
+    let held = world.held().await;
+    drop(reactor);
+    assert_eq!(world.cancelled().await, held.ticket);
+}

@@ -1,0 +1,127 @@
+//! Redis's patience with us while reading is paused.
+//!
+//! What we do not read, Redis holds: `omem` of our line in `CLIENT LIST`. Over the limits of its class
+//! `pubsub` (32 MiB at once, or 8 MiB for 60 s by default) it drops us and all of that. The command
+//! connection asks every [`INTERVAL`](crate::redis::presence) while reading is paused; what follows from the
+//! answer is decided elsewhere. An answer with our line in it also vouches that the subscriber connection
+//! lives, when its own PING waits behind what we do not read.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// Limits of a class of clients, `client-output-buffer-limit`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OutputLimits {
+    /// Over this many bytes Redis drops the client at once; 0: no limit.
+    pub hard_bytes: u64,
+    /// Over this many bytes it drops the client after `soft`; 0: no limit.
+    pub soft_bytes: u64,
+    /// How long more than `soft_bytes` may be held.
+    pub soft: Duration,
+}
+
+impl Default for OutputLimits {
+    /// Redis's own defaults for subscribers.
+    fn default() -> OutputLimits {
+        OutputLimits { hard_bytes: 32 << 20, soft_bytes: 8 << 20, soft: Duration::from_secs(60) }
+    }
+}
+
+impl OutputLimits {
+    /// Reads the value of `CONFIG GET client-output-buffer-limit`:
+    /// `normal 0 0 0 slave 268435456 67108864 60 pubsub 33554432 8388608 60`.
+    pub fn parse(value: &str) -> Option<OutputLimits> {
+        let mut words = value.split_ascii_whitespace().skip_while(|word| *word != "pubsub").skip(1);
+        let mut number = || words.next()?.parse().ok();
+        Some(OutputLimits {
+            hard_bytes: number()?,
+            soft_bytes: number()?,
+            soft: Duration::from_secs(number()?),
+        })
+    }
+}
+
+/// What the last question brought.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Held {
+    /// Nothing was asked yet on this connection, or there was no answer.
+    #[default]
+    Unknown,
+    /// Redis holds that many bytes for us.
+    Bytes(u64),
+    /// Redis does not know our connection any more: what it held is lost.
+    Gone,
+    /// We may not ask (ACL), or Redis is too old to tell.
+    Denied,
+}
+
+/// What is known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Reading {
+    /// The last answer.
+    pub held: Held,
+    /// When it was asked for, since the process's start.
+    pub at: Duration,
+    /// The limits it has to be compared with.
+    pub limits: OutputLimits,
+}
+
+/// The last reading, shared. Written by the presence task.
+#[derive(Debug, Default)]
+pub struct Headroom(Mutex<Reading>);
+
+impl Headroom {
+    /// The last reading.
+    pub fn read(&self) -> Reading {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Replaces what was held.
+    pub fn set_held(&self, held: Held, at: Duration) {
+        let mut reading = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        reading.held = held;
+        reading.at = at;
+    }
+
+    /// Replaces the limits.
+    pub fn set_limits(&self, limits: OutputLimits) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).limits = limits;
+    }
+}
+
+/// Finds a connection's `omem` in the text of `CLIENT LIST`, if the connection is listed.
+pub fn find_omem(list: &str, client_id: u64) -> Option<u64> {
+    list.lines().find_map(|line| {
+        let field = |name: &str| line.split(' ').find_map(|word| word.strip_prefix(name));
+        if field("id=")?.parse() != Ok(client_id) {
+            return None;
+        }
+        field("omem=")?.parse().ok()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limits_of_subscribers_are_found_among_the_classes() {
+        let value = "normal 0 0 0 slave 268435456 67108864 60 pubsub 33554432 8388608 60";
+        assert_eq!(OutputLimits::parse(value), Some(OutputLimits::default()));
+        let unlimited = OutputLimits { hard_bytes: 0, soft_bytes: 0, soft: Duration::ZERO };
+        assert_eq!(OutputLimits::parse("pubsub 0 0 0 normal 1 2 3"), Some(unlimited));
+        for broken in ["", "pubsub", "pubsub 1 2", "pubsub a b c", "normal 0 0 0"] {
+            assert_eq!(OutputLimits::parse(broken), None, "{broken}");
+        }
+    }
+
+    #[test]
+    fn our_own_line_is_found_among_many() {
+        let list = "id=3 addr=127.0.0.1:1 laddr=127.0.0.1:2 name= age=1 sub=1 oll=0 omem=20504 tot-mem=42 events=r\n\
+                    id=31 addr=127.0.0.1:3 name=tidegate sub=9 oll=2 omem=41 events=rw\n";
+        assert_eq!(find_omem(list, 31), Some(41));
+        assert_eq!(find_omem(list, 3), Some(20_504));
+        assert_eq!(find_omem(list, 1), None);
+        assert_eq!(find_omem("", 1), None);
+    }
+}

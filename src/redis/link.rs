@@ -1,0 +1,163 @@
+//! The subscriber connection: socket, ring, what is to be written, and whether it still lives.
+//!
+//! Registered once, edge-triggered, so readiness is remembered until a read or write says otherwise.
+//!
+//! Bounds: the ring's; the output is at most one batch of commands and a PING, since nothing is added while
+//! any of it waits.
+
+use std::io::{self, Read, Write};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, BytesMut};
+use mio::event::Event;
+use mio::net::TcpStream;
+use mio::{Interest, Registry, Token};
+
+use crate::core::stream::Channel;
+use crate::proto::ring::Ring;
+use crate::redis::command::{encode, encode_channels};
+use crate::redis::connect::Connected;
+use crate::redis::pipeline::Pipeline;
+
+/// A connection that has greeted.
+pub(super) struct Link {
+    socket: TcpStream,
+    pub(super) ring: Ring,
+    pub(super) pipeline: Pipeline,
+    pub(super) client_id: Option<u64>,
+    output: BytesMut,
+    readable: bool,
+    writable: bool,
+    /// When the last byte came, or reading went on after a pause.
+    heard: Instant,
+    /// When the PING was written that waits for its answer.
+    pinged: Option<Instant>,
+}
+
+/// What a read brought.
+pub(super) enum Filled {
+    /// So many bytes.
+    Bytes(usize),
+    /// Nothing for now.
+    Blocked,
+}
+
+/// What the heart says.
+pub(super) enum Heart {
+    /// Look again then.
+    Beats(Instant),
+    /// There was no answer.
+    Stopped,
+}
+
+impl Link {
+    /// Registers the connection under that token.
+    pub(super) fn new(
+        connected: Connected<std::net::TcpStream>,
+        registry: &Registry,
+        token: Token,
+        message_bytes_max: usize,
+    ) -> io::Result<Link> {
+        connected.stream.set_nonblocking(true)?;
+        let mut socket = TcpStream::from_std(connected.stream);
+        registry.register(&mut socket, token, Interest::READABLE | Interest::WRITABLE)?;
+        Ok(Link {
+            socket,
+            ring: Ring::new(message_bytes_max),
+            pipeline: Pipeline::default(),
+            client_id: connected.client_id,
+            output: BytesMut::new(),
+            readable: true,
+            writable: true,
+            heard: Instant::now(),
+            pinged: None,
+        })
+    }
+
+    /// The poll says that something changed.
+    pub(super) fn ready(&mut self, event: &Event) {
+        self.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
+        self.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
+    }
+
+    /// Reads once into the ring.
+    pub(super) fn fill(&mut self, now: Instant) -> io::Result<Filled> {
+        if !self.readable {
+            return Ok(Filled::Blocked);
+        }
+        loop {
+            match self.socket.read(self.ring.read_space()) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(n) => {
+                    self.ring.filled(n);
+                    self.heard = now;
+                    return Ok(Filled::Bytes(n));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.readable = false;
+                    return Ok(Filled::Blocked);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Writes what waits; true when nothing waits any more and more can be written.
+    pub(super) fn flush(&mut self) -> io::Result<bool> {
+        while self.writable && !self.output.is_empty() {
+            match self.socket.write(&self.output) {
+                Ok(n) => self.output.advance(n),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if self.output.is_empty() && self.output.capacity() > 4096 {
+            self.output = BytesMut::new();
+        }
+        Ok(self.writable && self.output.is_empty())
+    }
+
+    /// Adds a SUBSCRIBE to the output.
+    pub(super) fn subscribe(&mut self, prefix: &str, channels: Vec<Channel>) {
+        if !channels.is_empty() {
+            encode_channels(&mut self.output, "SUBSCRIBE", prefix, &channels);
+            self.pipeline.subscribe(channels);
+        }
+    }
+
+    /// Adds an UNSUBSCRIBE to the output.
+    pub(super) fn unsubscribe(&mut self, prefix: &str, channels: Vec<Channel>) {
+        if !channels.is_empty() {
+            encode_channels(&mut self.output, "UNSUBSCRIBE", prefix, &channels);
+            self.pipeline.unsubscribe(channels);
+        }
+    }
+
+    /// PING was answered.
+    pub(super) fn ponged(&mut self) {
+        self.pinged = None;
+    }
+
+    /// Reading goes on after a pause, in which silence meant nothing.
+    pub(super) fn resumed(&mut self, now: Instant) {
+        self.heard = now;
+    }
+
+    /// After `patience` of silence asks whether Redis is there; after as much again it is taken for dead.
+    pub(super) fn heartbeat(&mut self, now: Instant, patience: Duration) -> Heart {
+        let quiet_since = self.pinged.map_or(self.heard, |pinged| pinged.max(self.heard));
+        let due = quiet_since + patience;
+        if now < due {
+            return Heart::Beats(due);
+        }
+        if self.pinged.is_some() {
+            return Heart::Stopped;
+        }
+        encode(&mut self.output, &[b"PING"]);
+        self.pipeline.ping();
+        self.pinged = Some(now);
+        Heart::Beats(now + patience)
+    }
+}

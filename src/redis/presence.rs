@@ -1,0 +1,377 @@
+//! The task that owns the command connection: presence keys, and while reading is paused the question how
+//! much Redis holds for us.
+//!
+//! Rails publishes what is personal only while `subscribed:CHANNEL` exists, so a newcomer waits for its
+//! keys. Keys are set in pipelined batches; what could not be set is tried again, on a new connection, until
+//! it is set or the subscriber connection it was asked for is gone. A new subscriber connection means a new
+//! command connection too, made after it: behind a proxy or after a failover the old one might still lead to
+//! the server of before.
+//!
+//! Bounds: [`QUEUE_BATCHES`] batches wait here, of at most [`BATCH_CHANNELS`] each; the ingest keeps the rest
+//! in its table. Tested against a real Redis in `tests/redis_ingest.rs`.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use redis_protocol::resp2::decode::decode;
+use redis_protocol::resp2::types::OwnedFrame;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+
+use crate::core::counters::add;
+use crate::core::handover::Command;
+use crate::core::mailbox::Mailbox;
+use crate::core::stream::Channel;
+use crate::limits::Limits;
+use crate::redis::Options;
+use crate::redis::backoff::Backoff;
+use crate::redis::command::{encode, encode_presence};
+use crate::redis::connect::{CONNECT_TIMEOUT, ConnectError, Role, advice, connect_async, tell};
+use crate::redis::headroom::{Headroom, Held, OutputLimits, find_omem};
+use crate::redis::stats::PresenceStats;
+
+/// Batches on their way to this task.
+pub const QUEUE_BATCHES: usize = 16;
+/// Channels in a batch, at most.
+pub const BATCH_CHANNELS: usize = 1000;
+/// How often Redis is asked for what it holds, while reading is paused.
+pub const INTERVAL: Duration = Duration::from_millis(20);
+/// A presence key lives as long as three refreshes take.
+pub const KEY_LIFETIMES: u32 = 3;
+
+/// How long Redis may take to answer what was asked together.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Batches that are asked together.
+const TOGETHER: usize = 8;
+/// Longest answer: `CLIENT LIST TYPE pubsub` on a busy server.
+const ANSWER_BYTES_MAX: usize = 1 << 20;
+
+/// Presence keys to be set.
+#[derive(Debug)]
+pub struct Batch {
+    /// For the subscriber connection of that number.
+    pub epoch: u32,
+    /// Whose keys.
+    pub channels: Vec<Channel>,
+}
+
+/// What the task has to know of the subscriber connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Subscriber {
+    /// Its number; 0 before the first.
+    pub epoch: u32,
+    /// Whether it stands.
+    pub connected: bool,
+    /// What Redis calls it, if known.
+    pub client_id: Option<u64>,
+    /// Whether reading from it is paused.
+    pub paused: bool,
+}
+
+/// The ingest's end.
+#[derive(Debug)]
+pub struct Requests {
+    /// Keys to set. When it is full, an answer to what is in it will come first.
+    pub batches: mpsc::Sender<Batch>,
+    /// The state of the subscriber connection.
+    pub subscriber: watch::Sender<Subscriber>,
+}
+
+/// The task's end, and what it is to work with.
+#[derive(Debug)]
+pub struct Presence {
+    batches: mpsc::Receiver<Batch>,
+    subscriber: watch::Receiver<Subscriber>,
+    /// Received, and not set.
+    waiting: Vec<Batch>,
+    options: Options,
+    key_seconds: u64,
+    started: Instant,
+    headroom: Arc<Headroom>,
+    stats: Arc<PresenceStats>,
+}
+
+/// The two ends. `started` is the zero of the process's clock.
+pub fn new(options: Options, limits: &Limits, started: Instant) -> (Requests, Presence) {
+    let (batches, batches_end) = mpsc::channel(QUEUE_BATCHES);
+    let (subscriber, subscriber_end) = watch::channel(Subscriber::default());
+    let presence = Presence {
+        batches: batches_end,
+        subscriber: subscriber_end,
+        waiting: Vec::new(),
+        options,
+        key_seconds: (limits.presence_refresh * KEY_LIFETIMES).as_secs().max(1),
+        started,
+        headroom: Arc::default(),
+        stats: Arc::default(),
+    };
+    (Requests { batches, subscriber }, presence)
+}
+
+/// Why a command connection ends.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    #[error("the ingest has ended")]
+    Finished,
+    #[error("there is another subscriber connection")]
+    Outdated,
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error("Redis closed the command connection ({0})")]
+    Lost(#[from] io::Error),
+    #[error("Redis does not answer on the command connection")]
+    Timeout,
+    #[error("Redis answered something strange on the command connection")]
+    Strange,
+    #[error("Redis refuses to set presence keys: {0}; {1}")]
+    Refused(String, &'static str),
+}
+
+impl Presence {
+    /// What is known of Redis's patience.
+    pub fn headroom(&self) -> Arc<Headroom> {
+        Arc::clone(&self.headroom)
+    }
+
+    /// How it goes.
+    pub fn stats(&self) -> Arc<PresenceStats> {
+        Arc::clone(&self.stats)
+    }
+
+    /// Sets keys, and tells `commands` which, until the ingest ends. To be spawned.
+    pub async fn run<S>(mut self, commands: Arc<Mailbox<Command<S>>>) {
+        let mut backoff = Backoff::default();
+        let mut failing = false;
+        loop {
+            if self.subscriber.wait_for(|subscriber| subscriber.connected).await.is_err() {
+                return;
+            }
+            let keys_before = self.stats.keys_set.load(Relaxed);
+            let end = match self.connection(&commands, &mut failing).await {
+                Ok(never) => match never {},
+                Err(end) => end,
+            };
+            self.stats.connected.store(false, Relaxed);
+            self.headroom.set_held(Held::Unknown, self.started.elapsed());
+            if self.stats.keys_set.load(Relaxed) != keys_before {
+                backoff.reset();
+            }
+            match end {
+                End::Finished => return,
+                End::Outdated => continue,
+                // Redis may close what is idle, and when it goes down the ingest says so. If it matters, the
+                // next attempt fails.
+                End::Lost(_) if !failing => {
+                    tracing::debug!("{end}; connecting again");
+                    sleep(backoff.next_delay()).await;
+                    continue;
+                }
+                _ => {}
+            }
+            add(&self.stats.failures, 1);
+            let text = end.to_string();
+            if self.stats.last_error.set(&text) || !failing {
+                tracing::warn!("{text}; newcomers wait for presence keys until that is over");
+            }
+            failing = true;
+            sleep(backoff.next_delay()).await;
+        }
+    }
+
+    /// One command connection, from its beginning to its end.
+    async fn connection<S>(
+        &mut self,
+        commands: &Mailbox<Command<S>>,
+        failing: &mut bool,
+    ) -> Result<std::convert::Infallible, End> {
+        let epoch = self.subscriber.borrow_and_update().epoch;
+        let connected = timeout(CONNECT_TIMEOUT, connect_async(&self.options, Role::Command)).await;
+        let stream = match connected {
+            Ok(connected) => connected?.stream,
+            Err(_) => return Err(ConnectError::Timeout(self.options.address.clone()).into()),
+        };
+        let mut connection = Connection { stream, input: BytesMut::new(), ask_by_type: false, denied: false };
+        self.headroom.set_limits(connection.limits().await?);
+        self.stats.connected.store(true, Relaxed);
+        let mut ticks = interval(INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let subscriber = *self.subscriber.borrow_and_update();
+            if subscriber.epoch != epoch || !subscriber.connected {
+                return Err(End::Outdated);
+            }
+            self.set_waiting(&mut connection, commands, epoch).await?;
+            if std::mem::take(failing) {
+                tracing::info!("presence keys are set again");
+            }
+            tokio::select! {
+                received = self.batches.recv_many(&mut self.waiting, TOGETHER) => {
+                    if received == 0 {
+                        return Err(End::Finished);
+                    }
+                }
+                changed = self.subscriber.changed() => {
+                    if changed.is_err() {
+                        return Err(End::Finished);
+                    }
+                }
+                _ = ticks.tick(), if subscriber.paused => {
+                    let held = connection.held(subscriber.client_id).await?;
+                    self.headroom.set_held(held, self.started.elapsed());
+                }
+                // Nothing was asked: it can only be the end.
+                readable = connection.stream.readable() => {
+                    readable?;
+                    connection.read_end()?;
+                }
+            }
+        }
+    }
+
+    /// Sets what waits, if anything does, and says so.
+    async fn set_waiting<S>(
+        &mut self,
+        connection: &mut Connection,
+        commands: &Mailbox<Command<S>>,
+        epoch: u32,
+    ) -> Result<(), End> {
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        let prefix = self.options.prefix();
+        let mut out = BytesMut::new();
+        for batch in &mut self.waiting {
+            // Asked for a connection that is gone: not worth the trouble. It is answered all the same, since
+            // the ingest may wait for room in the queue.
+            if batch.epoch != epoch {
+                batch.channels.clear();
+            }
+            for channel in &batch.channels {
+                encode_presence(&mut out, &prefix, channel, self.key_seconds);
+            }
+        }
+        let asked = self.waiting.iter().map(|batch| batch.channels.len()).sum();
+        let answers = connection.ask(&out, asked).await?;
+        let mut answers = answers.into_iter();
+        let mut refused = None;
+        for batch in &mut self.waiting {
+            let mut unset = Vec::new();
+            let mut set = Vec::with_capacity(batch.channels.len());
+            for channel in batch.channels.drain(..) {
+                match answers.next() {
+                    Some(OwnedFrame::Error(text)) => {
+                        refused = Some(text);
+                        unset.push(channel);
+                    }
+                    Some(_) => set.push(channel),
+                    None => unset.push(channel),
+                }
+            }
+            add(&self.stats.keys_set, set.len() as u64);
+            commands.push(Command::PresenceSet(set, batch.epoch));
+            batch.channels = unset;
+        }
+        self.waiting.retain(|batch| !batch.channels.is_empty());
+        match refused {
+            Some(text) => Err(End::Refused(tell(&self.options, &text), advice(&text))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A command connection.
+struct Connection {
+    stream: TcpStream,
+    input: BytesMut,
+    /// Redis before 6.2: it lists a class of clients, not one.
+    ask_by_type: bool,
+    /// It does not tell.
+    denied: bool,
+}
+
+impl Connection {
+    /// Sends commands and reads their answers.
+    async fn ask(&mut self, out: &[u8], answers: usize) -> Result<Vec<OwnedFrame>, End> {
+        let (mut reader, mut writer) = self.stream.split();
+        let input = &mut self.input;
+        let write = async { writer.write_all(out).await.map_err(End::from) };
+        let read = async {
+            let mut frames = Vec::with_capacity(answers);
+            while frames.len() < answers {
+                match decode(input) {
+                    Ok(Some((frame, used))) => {
+                        let _ = input.split_to(used);
+                        frames.push(frame);
+                    }
+                    Ok(None) if input.len() <= ANSWER_BYTES_MAX => {
+                        if reader.read_buf(input).await? == 0 {
+                            return Err(End::Lost(io::ErrorKind::UnexpectedEof.into()));
+                        }
+                    }
+                    _ => return Err(End::Strange),
+                }
+            }
+            Ok(frames)
+        };
+        match timeout(ANSWER_TIMEOUT, async { tokio::try_join!(write, read) }).await {
+            Ok(Ok(((), frames))) => Ok(frames),
+            Ok(Err(end)) => Err(end),
+            Err(_) => Err(End::Timeout),
+        }
+    }
+
+    async fn ask_one(&mut self, parts: &[&[u8]]) -> Result<OwnedFrame, End> {
+        let mut out = BytesMut::new();
+        encode(&mut out, parts);
+        self.ask(&out, 1).await?.pop().ok_or(End::Strange)
+    }
+
+    /// The limits for subscribers, or Redis's defaults where it does not tell.
+    async fn limits(&mut self) -> Result<OutputLimits, End> {
+        let answer = self.ask_one(&[b"CONFIG", b"GET", b"client-output-buffer-limit"]).await?;
+        let OwnedFrame::Array(pair) = answer else { return Ok(OutputLimits::default()) };
+        let value = match pair.get(1) {
+            Some(OwnedFrame::BulkString(value)) => String::from_utf8_lossy(value),
+            _ => return Ok(OutputLimits::default()),
+        };
+        Ok(OutputLimits::parse(&value).unwrap_or_default())
+    }
+
+    /// What Redis holds for that client.
+    async fn held(&mut self, client_id: Option<u64>) -> Result<Held, End> {
+        let Some(id) = client_id else { return Ok(Held::Denied) };
+        while !self.denied {
+            let answer = if self.ask_by_type {
+                self.ask_one(&[b"CLIENT", b"LIST", b"TYPE", b"pubsub"]).await?
+            } else {
+                self.ask_one(&[b"CLIENT", b"LIST", b"ID", id.to_string().as_bytes()]).await?
+            };
+            match answer {
+                OwnedFrame::BulkString(list) => {
+                    let omem = find_omem(&String::from_utf8_lossy(&list), id);
+                    return Ok(omem.map_or(Held::Gone, Held::Bytes));
+                }
+                OwnedFrame::Error(text) if !text.starts_with("NOPERM") && !self.ask_by_type => {
+                    self.ask_by_type = true;
+                }
+                _ => self.denied = true,
+            }
+        }
+        Ok(Held::Denied)
+    }
+
+    /// Looks at what came unasked.
+    fn read_end(&mut self) -> Result<(), End> {
+        match self.stream.try_read(&mut [0; 64]) {
+            Ok(0) => Err(End::Lost(io::ErrorKind::UnexpectedEof.into())),
+            Ok(_) => Err(End::Strange),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Err(error) => Err(End::Lost(error)),
+        }
+    }
+}
