@@ -3,14 +3,35 @@
 //! The envelope `{"event": …, "payload": …}` is parsed with raw values; the payload stays the slice that
 //! Rails wrote. Per recipient nothing is parsed, copied or locked: a [`Frame`] is a handful of shared
 //! slices.
+//!
+//! What is a message, and what of it goes on the wire, is decided as Node did after `JSON.parse`: see
+//! [`Event::parse`]. Payloads stay opaque: only of a status on a filtered channel are the fields read that its
+//! audience depends on (`status`).
+//!
+//! Invariants: the same transport, stream and outcome give the same bytes at any time; whatever was published,
+//! a WebSocket frame is one valid UTF-8 text message and an SSE frame one event; every byte held is charged
+//! to the gate and given back when the event goes.
+//!
+//! Bounds: memory and time linear in the message, at any depth of nesting; at most
+//! [`FRAME_VARIANTS_MAX`](crate::limits::FRAME_VARIANTS_MAX) unusual frames are kept. Tested with exact bytes
+//! for each kind of payload, and by properties that read the frames back with other parsers.
 
+mod frames;
+mod render;
+mod status;
+
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::core::gate::Gate;
+use crate::core::gate::{Charge, Gate};
+use crate::core::json;
 use crate::core::stream::{Channel, Id, Stream};
+
+use frames::Frames;
+use status::Status;
 
 /// How bytes are framed for a client.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -25,10 +46,37 @@ pub enum Transport {
 }
 
 /// A message that will be relayed (or a signal on a system channel).
-#[derive(Debug)]
 pub struct Event {
-    _private: (),
+    channel: Channel,
+    position: Position,
+    message: Bytes,
+    /// Where in `message` the event's name stands, a JSON token.
+    name: Range<usize>,
+    /// Where in `message` the payload stands, a JSON token.
+    payload: Range<usize>,
+    /// Of an `update` or `status.update` on a filtered channel.
+    status: Option<Box<Status>>,
+    audience: OnceLock<Audience>,
+    frames: Frames,
+    charge: Charge,
 }
+
+const _: () = assert!(std::mem::size_of::<Event>() <= 512);
+
+/// What an event takes besides its message and frames: itself with the counts of its `Arc`, the handle of
+/// the message, and rounding of the allocator.
+const EVENT_OVERHEAD_BYTES: usize = std::mem::size_of::<Event>() + 64;
+
+impl std::fmt::Debug for Event {
+    /// Without the payload: it may be large, and is not for logs.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = String::from_utf8_lossy(self.name());
+        write!(f, "Event({name} on {:?}, {:?}, {} bytes)", self.channel, self.position, self.message.len())
+    }
+}
+
+/// The outcome of the viewer who has no filters at all: the payload goes out as it came.
+pub const UNCHANGED: u16 = u16::MAX;
 
 /// What a channel's message turned out to be.
 #[derive(Debug)]
@@ -91,7 +139,7 @@ pub enum Verdict {
     /// Not delivered, for that reason.
     Withheld(Withheld),
     /// Delivered with that outcome of the account's custom filters: an index into
-    /// [`Audience::outcomes`]. 0 is `"filtered":[]`.
+    /// [`Audience::outcomes`]. 0 is `"filtered":[]`; [`UNCHANGED`] adds nothing.
     Deliver(u16),
 }
 
@@ -161,58 +209,189 @@ impl Frame {
 impl Event {
     /// Parses a message that was published on `channel`. `message` is owned by the event from now on and
     /// counts, with every frame rendered from it, against `gate`'s budget.
+    ///
+    /// Both `event` and `payload` must be there and true in JavaScript's sense; of two members with the same
+    /// name the last counts. On a system channel only the event's name matters. What is not UTF-8 becomes
+    /// U+FFFD, as in Node.
     pub fn parse(channel: Channel, at: Position, message: Bytes, gate: &Arc<Gate>) -> Parsed {
-        let _ = (channel, at, message, gate);
-        todo!()
+        let (message, envelope) = match std::str::from_utf8(&message) {
+            Ok(text) => {
+                let envelope = Envelope::read(&channel, text);
+                (message, envelope)
+            }
+            Err(_) => {
+                let text = String::from_utf8_lossy(&message).into_owned();
+                let envelope = Envelope::read(&channel, &text);
+                (Bytes::from(text), envelope)
+            }
+        };
+        let Envelope { name, payload, status } = match envelope {
+            Ok(envelope) => envelope,
+            Err(parsed) => return parsed,
+        };
+        let status_bytes = status.as_ref().map_or(0, |status| status.held_bytes());
+        let charge = Charge::new(gate, EVENT_OVERHEAD_BYTES + message.len() + status_bytes);
+        Parsed::Event(Arc::new(Event {
+            channel,
+            position: at,
+            message,
+            name,
+            payload,
+            status,
+            audience: OnceLock::new(),
+            frames: Frames::default(),
+            charge,
+        }))
     }
 
     /// Where it was published.
     pub fn channel(&self) -> &Channel {
-        todo!()
+        &self.channel
     }
 
     /// When it was read.
     pub fn position(&self) -> Position {
-        todo!()
+        self.position
     }
 
     /// Whether a viewer's settings decide (an `update` or `status.update` on a filtered channel).
     pub fn needs_audience(&self) -> bool {
-        todo!()
+        self.status.is_some()
     }
 
     /// The fields that decide; `Err` says what is wrong with the status (nobody gets it then).
     /// None where [`needs_audience`](Self::needs_audience) is false.
     pub fn status(&self) -> Option<Result<&StatusFields, &'static str>> {
-        todo!()
+        self.status.as_ref().map(|status| status.fields.as_ref().map_err(|wrong| *wrong))
     }
 
     /// The payload as Rails wrote it: a JSON value.
     pub fn payload(&self) -> &[u8] {
-        todo!()
+        self.message.get(self.payload.clone()).unwrap_or_default()
     }
 
-    /// The answer of the audience stage, set once before the event goes to the reactors.
+    /// The event's name as it was published: a JSON value, nearly always a string.
+    pub fn name(&self) -> &[u8] {
+        self.message.get(self.name.clone()).unwrap_or_default()
+    }
+
+    /// The answer of the audience stage, set once before the event goes to the reactors
+    /// (by [`set_audience`](Self::set_audience), which charges it to the budget).
     pub fn audience(&self) -> &OnceLock<Audience> {
-        todo!()
+        &self.audience
+    }
+
+    /// Sets the answer of the audience stage and charges its bytes to the budget. False, and nothing
+    /// changed, if there is one already.
+    pub fn set_audience(&self, audience: Audience) -> bool {
+        let bytes = audience.verdicts.capacity() * std::mem::size_of::<(Id, Verdict)>()
+            + audience.outcomes.capacity() * std::mem::size_of::<Bytes>()
+            + audience.outcomes.iter().map(Bytes::len).sum::<usize>();
+        let set = self.audience.set(audience).is_ok();
+        if set {
+            self.charge.add(bytes);
+        }
+        set
     }
 
     /// What a viewer gets, by the audience and the stream's own rules; always delivered where no audience
     /// is needed. `account` 0 is the anonymous viewer of `--no-database`: everything but local-only, unchanged.
+    ///
+    /// Any other account gets nothing of a status whose audience was not set.
     pub fn verdict(&self, stream: &Stream, account: Id) -> Verdict {
-        let _ = (stream, account);
-        todo!()
+        let Some(status) = &self.status else {
+            return Verdict::Deliver(0);
+        };
+        if status.local_only && !stream.shows_local_only() {
+            return Verdict::Withheld(Withheld::LocalOnly);
+        }
+        if account == 0 {
+            return Verdict::Deliver(UNCHANGED);
+        }
+        if status.fields.is_err() {
+            return Verdict::Withheld(Withheld::Malformed);
+        }
+        match self.audience.get() {
+            Some(audience) => audience.verdict(account),
+            None => Verdict::Withheld(Withheld::NotAsked),
+        }
     }
 
     /// The frame for that transport, stream name and filter outcome, rendered on first need. Deterministic:
     /// the same key gives the same bytes at any time.
     pub fn frame(&self, transport: Transport, stream: &Stream, outcome: u16) -> Frame {
-        let _ = (transport, stream, outcome);
-        todo!()
+        let outcome = if self.is_extensible() { outcome } else { UNCHANGED };
+        self.frames.frame(self, transport, stream, outcome)
     }
 
     /// Bytes held against the budget by this event and its frames.
     pub fn held_bytes(&self) -> usize {
-        todo!()
+        self.charge.bytes()
+    }
+
+    /// Whether outcomes of filters are appended to the payload.
+    fn is_extensible(&self) -> bool {
+        self.status.as_ref().is_some_and(|status| status.is_extensible)
+    }
+
+    /// The JSON array of that outcome; none for [`UNCHANGED`].
+    fn outcome_json(&self, outcome: u16) -> Option<&[u8]> {
+        match outcome {
+            UNCHANGED => None,
+            0 => Some(b"[]"),
+            _ => {
+                let outcomes = self.audience.get().map_or(&[][..], |audience| &audience.outcomes);
+                Some(outcomes.get(usize::from(outcome)).map_or(b"[]", |json| json))
+            }
+        }
     }
 }
+
+/// A message's outer object.
+struct Envelope {
+    name: Range<usize>,
+    payload: Range<usize>,
+    status: Option<Box<Status>>,
+}
+
+impl Envelope {
+    /// Err is what becomes of a message that is not relayed.
+    fn read(channel: &Channel, text: &str) -> Result<Envelope, Parsed> {
+        let (mut event, mut payload) = (None, None);
+        let is_object = json::members(text, |name, token| match name {
+            "event" => event = Some(token),
+            "payload" => payload = Some(token),
+            _ => {}
+        });
+        if !is_object {
+            let why = if json::is_valid(text) { Ignored::Incomplete } else { Ignored::NotJson };
+            return Err(Parsed::Ignored(why));
+        }
+        let event = truthy(event)?;
+        let name = json::text(event);
+        if channel.is_system() {
+            return Err(match name.as_deref() {
+                Some("kill") => Parsed::Kill,
+                Some("filters_changed") => Parsed::FiltersChanged,
+                _ => Parsed::Ignored(Ignored::UnknownSystemEvent),
+            });
+        }
+        let payload = truthy(payload)?;
+        let is_status = matches!(name.as_deref(), Some("update" | "status.update"));
+        let status = (is_status && channel.is_filtered()).then(|| Box::new(Status::read(payload)));
+        Ok(Envelope { name: range_in(text, event), payload: range_in(text, payload), status })
+    }
+}
+
+fn truthy(token: Option<&str>) -> Result<&str, Parsed> {
+    token.filter(|token| json::is_truthy(token)).ok_or(Parsed::Ignored(Ignored::Incomplete))
+}
+
+/// Where `part`, a slice of `text`, stands in it.
+fn range_in(text: &str, part: &str) -> Range<usize> {
+    let start = part.as_ptr().addr().saturating_sub(text.as_ptr().addr());
+    start..start + part.len()
+}
+
+#[cfg(test)]
+mod tests;

@@ -54,8 +54,8 @@ pub enum Kind {
 }
 
 /// What kind of value `token` is.
-pub fn kind(token: &str) -> Kind {
-    match token.as_bytes().first() {
+pub fn kind(token: impl AsRef<[u8]>) -> Kind {
+    match token.as_ref().first() {
         Some(b'"') => Kind::Text,
         Some(b'{') => Kind::Object,
         Some(b'[') => Kind::Array,
@@ -87,25 +87,21 @@ pub fn text(token: &str) -> Option<Cow<'_, str>> {
 
 /// Appends the token without insignificant white space.
 pub fn write_compact(token: &[u8], out: &mut Vec<u8>) {
-    let mut rest = token;
-    while let Some(quote) = memchr(b'"', rest) {
-        let (between, string) = rest.split_at(quote);
-        push_without_space(between, out);
-        let (string, after) = string.split_at(string_token_len(string));
-        out.extend_from_slice(string);
-        rest = after;
-    }
-    push_without_space(rest, out);
+    write_compact_with(token, out, |string, out| out.extend_from_slice(string));
 }
 
 /// Appends the token without insignificant white space, escaped to stand inside a JSON string.
 pub fn write_compact_escaped(token: &[u8], out: &mut Vec<u8>) {
+    write_compact_with(token, out, push_escaped);
+}
+
+fn write_compact_with(token: &[u8], out: &mut Vec<u8>, push_string: impl Fn(&[u8], &mut Vec<u8>)) {
     let mut rest = token;
-    while let Some(quote) = memchr(b'"', rest) {
+    while let Some(quote) = rest.iter().position(|&byte| byte == b'"') {
         let (between, string) = rest.split_at(quote);
         push_without_space(between, out);
         let (string, after) = string.split_at(string_token_len(string));
-        push_escaped(string, out);
+        push_string(string, out);
         rest = after;
     }
     push_without_space(rest, out);
@@ -132,7 +128,7 @@ pub fn write_text(text: &str, out: &mut Vec<u8>) {
 /// The length of the string token that `bytes` begins with, quotes included; all of `bytes` if it has no end.
 fn string_token_len(bytes: &[u8]) -> usize {
     let mut at = 1;
-    while let Some(found) = bytes.get(at..).and_then(|rest| memchr2(b'"', b'\\', rest)) {
+    while let Some(found) = bytes.get(at..).and_then(find_quote_or_backslash) {
         at += found;
         if bytes.get(at) == Some(&b'"') {
             return at + 1;
@@ -142,14 +138,31 @@ fn string_token_len(bytes: &[u8]) -> usize {
     bytes.len()
 }
 
+/// Most strings in a status are short: the first bytes are looked at one by one, since a vectorised search
+/// costs more to start than they do.
+fn find_quote_or_backslash(bytes: &[u8]) -> Option<usize> {
+    const NEAR: usize = 16;
+    let is_special = |byte: &u8| matches!(byte, b'"' | b'\\');
+    match bytes.split_at_checked(NEAR) {
+        None => bytes.iter().position(is_special),
+        Some((near, far)) => {
+            near.iter().position(is_special).or_else(|| memchr2(b'"', b'\\', far).map(|found| NEAR + found))
+        }
+    }
+}
+
 /// What stands between strings is short (`,` `:` and brackets), so byte by byte is fast enough.
 fn push_without_space(bytes: &[u8], out: &mut Vec<u8>) {
-    out.extend(bytes.iter().filter(|byte| !matches!(byte, b' ' | b'\t' | b'\n' | b'\r')));
+    for &byte in bytes {
+        if !matches!(byte, b' ' | b'\t' | b'\n' | b'\r') {
+            out.push(byte);
+        }
+    }
 }
 
 fn push_escaped(bytes: &[u8], out: &mut Vec<u8>) {
     let mut rest = bytes;
-    while let Some(found) = memchr2(b'"', b'\\', rest) {
+    while let Some(found) = find_quote_or_backslash(rest) {
         let (plain, special) = rest.split_at(found);
         let (special, after) = special.split_at(1);
         out.extend_from_slice(plain);

@@ -1,0 +1,162 @@
+//! The frames of an event that were asked for.
+//!
+//! Nearly everyone gets one of four *usual* frames: the stream's normal name (some channels have two), and the
+//! outcome that matches nothing. They are rendered whole, once, and read without a lock. What differs, a tag
+//! in another spelling or filters that matched, keeps only a head and a tail of its own and shares the body
+//! of a usual frame. Of those, so many are kept and further ones rendered each time: 5,000 spellings of
+//! one tag must not turn one message into 5,000.
+//!
+//! All that is kept is charged to the event.
+
+use std::mem::size_of;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use bytes::Bytes;
+
+use super::render::{self, Whole};
+use super::{Event, Frame, Transport, UNCHANGED};
+use crate::core::stream::{Channel, Origin, Param, Stream, StreamKind};
+use crate::limits::FRAME_VARIANTS_MAX;
+
+/// What `Bytes` allocates when it is first shared, and the allocator's rounding.
+const SHARED_OVERHEAD_BYTES: usize = 64;
+
+#[derive(Default)]
+pub(super) struct Frames {
+    // Each holds the outcome that was asked for first: "nothing matched", or unchanged where nobody has an
+    // account.
+    first_name: OnceLock<Whole>,
+    second_name: OnceLock<Whole>,
+    sse_chunked: OnceLock<Whole>,
+    sse_plain: OnceLock<Whole>,
+    variants: Mutex<Vec<Variant>>,
+}
+
+struct Variant {
+    key: Key,
+    head: Bytes,
+    tail: Bytes,
+}
+
+/// What tells variants apart. The list or tag itself belongs to the channel.
+#[derive(PartialEq)]
+struct Key {
+    transport: Transport,
+    /// None on SSE, where the stream has no name.
+    name: Option<(StreamKind, Option<Arc<Box<str>>>)>,
+    outcome: u16,
+}
+
+impl Frames {
+    /// `outcome` is [`UNCHANGED`] wherever no outcome is appended.
+    pub(super) fn frame(&self, event: &Event, transport: Transport, stream: &Stream, outcome: u16) -> Frame {
+        if matches!(outcome, 0 | UNCHANGED)
+            && let Some(place) = self.usual_place(event.channel(), transport, stream)
+        {
+            let whole = place.get_or_init(|| render_usual(event, transport, stream, outcome));
+            if whole.outcome == outcome {
+                return Frame { head: whole.bytes.clone(), ..Frame::default() };
+            }
+        }
+        self.variant(event, transport, stream, outcome)
+    }
+
+    fn variant(&self, event: &Event, transport: Transport, stream: &Stream, outcome: u16) -> Frame {
+        // Outside the lock: this may render the payload.
+        let body = self.body(event, transport);
+        let name = match transport {
+            Transport::WebSocket => Some((stream.kind, stream.spelling.clone())),
+            Transport::SseChunked | Transport::SsePlain => None,
+        };
+        let key = Key { transport, name, outcome };
+        // A push is the last thing done under the lock, so a poisoned list is a whole list.
+        let mut variants = self.variants.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = variants.iter().find(|variant| variant.key == key) {
+            return Frame { head: found.head.clone(), body, tail: found.tail.clone() };
+        }
+        let (head, tail) = render::head_and_tail(event, transport, stream, outcome, body.len());
+        if variants.len() < FRAME_VARIANTS_MAX {
+            let capacity_before = variants.capacity();
+            let spelling_len = stream.spelling.as_ref().map_or(0, |spelling| spelling.len());
+            variants.push(Variant { key, head: head.clone(), tail: tail.clone() });
+            let grown = (variants.capacity() - capacity_before) * size_of::<Variant>();
+            event.charge.add(head.len() + tail.len() + spelling_len + grown + SHARED_OVERHEAD_BYTES);
+        }
+        Frame { head, body, tail }
+    }
+
+    /// The payload as that transport carries it: part of a usual frame, which is rendered if there is none.
+    fn body(&self, event: &Event, transport: Transport) -> Bytes {
+        let (place, other) = match transport {
+            Transport::WebSocket => (&self.first_name, &self.second_name),
+            Transport::SseChunked => (&self.sse_chunked, &self.sse_chunked),
+            Transport::SsePlain => (&self.sse_plain, &self.sse_plain),
+        };
+        if let Some(whole) = place.get().or_else(|| other.get()) {
+            return whole.body();
+        }
+        let outcome = if event.is_extensible() { 0 } else { UNCHANGED };
+        let stream = usual_stream(event.channel());
+        place.get_or_init(|| render_usual(event, transport, &stream, outcome)).body()
+    }
+
+    /// The place of this stream's frame, if its name is spelled the normal way.
+    fn usual_place(
+        &self,
+        channel: &Channel,
+        transport: Transport,
+        stream: &Stream,
+    ) -> Option<&OnceLock<Whole>> {
+        match transport {
+            Transport::SseChunked => Some(&self.sse_chunked),
+            Transport::SsePlain => Some(&self.sse_plain),
+            Transport::WebSocket if stream.spelling.is_some() => None,
+            Transport::WebSocket => {
+                let (first, second) = usual_kinds(channel);
+                if stream.kind == first {
+                    Some(&self.first_name)
+                } else {
+                    (Some(stream.kind) == second).then_some(&self.second_name)
+                }
+            }
+        }
+    }
+}
+
+fn render_usual(event: &Event, transport: Transport, stream: &Stream, outcome: u16) -> Whole {
+    let whole = render::whole(event, transport, stream, outcome);
+    event.charge.add(whole.bytes.len() + SHARED_OVERHEAD_BYTES);
+    whole
+}
+
+/// The names under which a channel's messages are usually delivered.
+fn usual_kinds(channel: &Channel) -> (StreamKind, Option<StreamKind>) {
+    use StreamKind::*;
+    match channel {
+        Channel::Public { origin: Origin::Any, media: false } => (Public, Some(PublicAllowLocalOnly)),
+        Channel::Public { origin: Origin::Any, media: true } => {
+            (PublicMedia, Some(PublicAllowLocalOnlyMedia))
+        }
+        Channel::Public { origin: Origin::Local, media: false } => (PublicLocal, None),
+        Channel::Public { origin: Origin::Local, media: true } => (PublicLocalMedia, None),
+        Channel::Public { origin: Origin::Remote, media: false } => (PublicRemote, None),
+        Channel::Public { origin: Origin::Remote, media: true } => (PublicRemoteMedia, None),
+        Channel::Hashtag { local: false, .. } => (Hashtag, None),
+        Channel::Hashtag { local: true, .. } => (HashtagLocal, None),
+        Channel::Notifications(_) => (User, Some(UserNotification)),
+        Channel::Direct(_) => (Direct, None),
+        Channel::List(_) => (List, None),
+        // Nothing of a system channel is ever delivered.
+        Channel::Account(_) | Channel::AccessToken(_) | Channel::System(_) => (User, None),
+    }
+}
+
+/// The stream that most clients of a channel asked for.
+fn usual_stream(channel: &Channel) -> Stream {
+    let param = match channel {
+        Channel::Hashtag { tag, .. } => Param::Tag(tag.clone()),
+        Channel::List(id) => Param::List(*id),
+        _ => Param::None,
+    };
+    Stream { kind: usual_kinds(channel).0, allow_local_only: false, param, spelling: None }
+}

@@ -1,0 +1,222 @@
+//! An event's bytes on each transport.
+//!
+//! A frame is head, body and tail. The *body* is the payload as the transport carries it and the same for all
+//! who get the event on that transport; the *head* holds the transport's own framing and, on a WebSocket,
+//! the stream's name; the *tail* closes what was opened, and where custom filters were applied it begins with
+//! the payload's last member, `filtered`.
+//!
+//! | payload | WebSocket | Server-Sent Events |
+//! |---|---|---|
+//! | string | the JSON string as it came | its text, one `data:` line per line |
+//! | object, array | a JSON string that holds the compact JSON | the compact JSON |
+//! | number, `true` | as it came | as it came |
+//!
+//! The sources are RFC 6455 (5.2), RFC 9112 (7.1) and the HTML standard's event stream format.
+
+use bytes::Bytes;
+use memchr::memchr2;
+
+use super::{Event, Transport};
+use crate::core::json::{self, Kind};
+use crate::core::stream::Stream;
+
+/// A frame in one piece, and where its body stands.
+#[derive(Debug)]
+pub(super) struct Whole {
+    pub(super) bytes: Bytes,
+    pub(super) outcome: u16,
+    body_start: usize,
+    body_len: usize,
+}
+
+impl Whole {
+    /// The part that variants share.
+    pub(super) fn body(&self) -> Bytes {
+        self.bytes.slice(self.body_start..self.body_start + self.body_len)
+    }
+}
+
+/// Renders a frame in one piece.
+pub(super) fn whole(event: &Event, transport: Transport, stream: &Stream, outcome: u16) -> Whole {
+    let mut out = Vec::with_capacity(size_hint(event, transport));
+    out.resize(HEADER_BYTES_MAX, 0);
+    write_head(event, transport, stream, &mut out);
+    let body_start = out.len();
+    write_body(event, transport, &mut out);
+    let body_len = out.len() - body_start;
+    write_tail(event, transport, outcome, &mut out);
+    let unused = write_framing(transport, 0, &mut out);
+    // What is held is what is charged: no spare capacity.
+    let bytes = Bytes::from(out.into_boxed_slice()).slice(unused..);
+    Whole { bytes, outcome, body_start: body_start - unused, body_len }
+}
+
+/// Renders what stands before and after a shared body of `body_len` bytes, in one allocation.
+pub(super) fn head_and_tail(
+    event: &Event,
+    transport: Transport,
+    stream: &Stream,
+    outcome: u16,
+    body_len: usize,
+) -> (Bytes, Bytes) {
+    let mut out = vec![0; HEADER_BYTES_MAX];
+    write_head(event, transport, stream, &mut out);
+    let head_end = out.len();
+    write_tail(event, transport, outcome, &mut out);
+    let unused = write_framing(transport, body_len, &mut out);
+    let bytes = Bytes::from(out.into_boxed_slice());
+    (bytes.slice(unused..head_end), bytes.slice(head_end..))
+}
+
+/// Room for the longest framing in front of a frame: a chunk's size in hexadecimal.
+const HEADER_BYTES_MAX: usize = 18;
+
+/// Writes the transport's framing into the end of the room that `out` begins with, and behind the content;
+/// `apart` bytes of content stand elsewhere. Returns how much of the room was not needed.
+fn write_framing(transport: Transport, apart: usize, out: &mut Vec<u8>) -> usize {
+    let content_len = out.len() - HEADER_BYTES_MAX + apart;
+    let mut header = [0; HEADER_BYTES_MAX];
+    let used = match transport {
+        Transport::WebSocket => ws_header(content_len, &mut header),
+        Transport::SseChunked => {
+            out.extend_from_slice(b"\r\n");
+            chunk_header(content_len, &mut header)
+        }
+        Transport::SsePlain => 0,
+    };
+    let unused = HEADER_BYTES_MAX - used;
+    for (place, byte) in out.iter_mut().skip(unused).zip(header.into_iter().take(used)) {
+        *place = byte;
+    }
+    unused
+}
+
+/// An unfragmented text message's header, unmasked (RFC 6455, 5.2). Returns its length.
+fn ws_header(content_len: usize, header: &mut [u8; HEADER_BYTES_MAX]) -> usize {
+    header[0] = 0x81;
+    if let Ok(len @ 0..=125) = u8::try_from(content_len) {
+        header[1] = len;
+        2
+    } else if let Ok(len) = u16::try_from(content_len) {
+        header[1] = 126;
+        header[2..4].copy_from_slice(&len.to_be_bytes());
+        4
+    } else {
+        header[1] = 127;
+        header[2..10].copy_from_slice(&(content_len as u64).to_be_bytes());
+        10
+    }
+}
+
+/// A chunk's size line (RFC 9112, 7.1). Returns its length.
+fn chunk_header(content_len: usize, header: &mut [u8; HEADER_BYTES_MAX]) -> usize {
+    let line = format!("{content_len:x}\r\n");
+    header[..line.len()].copy_from_slice(line.as_bytes());
+    line.len()
+}
+
+fn write_head(event: &Event, transport: Transport, stream: &Stream, out: &mut Vec<u8>) {
+    match transport {
+        Transport::WebSocket => {
+            out.extend_from_slice(b"{\"stream\":");
+            stream.write_json(out);
+            out.extend_from_slice(b",\"event\":");
+            json::write_compact(event.name(), out);
+            out.extend_from_slice(b",\"payload\":");
+        }
+        Transport::SseChunked | Transport::SsePlain => {
+            out.extend_from_slice(b"event: ");
+            write_line_of_name(as_str(event.name()), out);
+            out.extend_from_slice(b"\ndata: ");
+        }
+    }
+}
+
+fn write_body(event: &Event, transport: Transport, out: &mut Vec<u8>) {
+    let payload = event.payload();
+    // The tail closes an object that is extended.
+    let open = if event.is_extensible() { payload.strip_suffix(b"}").unwrap_or(payload) } else { payload };
+    match (transport, json::kind(payload)) {
+        (Transport::WebSocket, Kind::Object | Kind::Array) => {
+            out.push(b'"');
+            json::write_compact_escaped(open, out);
+        }
+        (Transport::WebSocket, _) => out.extend_from_slice(payload),
+        (Transport::SseChunked | Transport::SsePlain, Kind::Text) => {
+            let text = json::text(as_str(payload)).unwrap_or_default();
+            write_data_lines(text.as_bytes(), out);
+        }
+        (Transport::SseChunked | Transport::SsePlain, _) => json::write_compact(open, out),
+    }
+}
+
+fn write_tail(event: &Event, transport: Transport, outcome: u16, out: &mut Vec<u8>) {
+    let is_ws = transport == Transport::WebSocket;
+    let payload = event.payload();
+    if event.is_extensible() {
+        if let Some(filtered) = event.outcome_json(outcome) {
+            let mut member = Vec::with_capacity(filtered.len() + 16);
+            if !is_empty_object(payload) {
+                member.push(b',');
+            }
+            member.extend_from_slice(b"\"filtered\":");
+            member.extend_from_slice(filtered);
+            if is_ws {
+                json::write_compact_escaped(&member, out);
+            } else {
+                json::write_compact(&member, out);
+            }
+        }
+        out.push(b'}');
+    }
+    if !is_ws {
+        out.extend_from_slice(b"\n\n");
+    } else if matches!(json::kind(payload), Kind::Object | Kind::Array) {
+        out.extend_from_slice(b"\"}");
+    } else {
+        out.push(b'}');
+    }
+}
+
+/// An event's name on its line. Control characters would end the line, or the event: they become U+FFFD.
+fn write_line_of_name(name: &str, out: &mut Vec<u8>) {
+    match json::text(name) {
+        None => json::write_compact(name.as_bytes(), out),
+        Some(text) if !text.contains(char::is_control) => out.extend_from_slice(text.as_bytes()),
+        Some(text) => {
+            out.extend_from_slice(text.replace(char::is_control, "\u{FFFD}").as_bytes());
+        }
+    }
+}
+
+/// The text behind a first `data: `. A parser ends a line at CR LF, LF or CR, and joins lines with LF.
+fn write_data_lines(text: &[u8], out: &mut Vec<u8>) {
+    let mut rest = text;
+    while let Some(end) = memchr2(b'\r', b'\n', rest) {
+        let (line, after) = rest.split_at(end);
+        out.extend_from_slice(line);
+        out.extend_from_slice(b"\ndata: ");
+        rest = after.strip_prefix(b"\r\n").or_else(|| after.get(1..)).unwrap_or_default();
+    }
+    out.extend_from_slice(rest);
+}
+
+fn is_empty_object(payload: &[u8]) -> bool {
+    let inner = payload.strip_prefix(b"{").and_then(|rest| rest.strip_suffix(b"}"));
+    inner.is_some_and(|inner| inner.trim_ascii().is_empty())
+}
+
+/// A token as text, which it is: an event is checked when it is parsed. Takes time with its length.
+fn as_str(token: &[u8]) -> &str {
+    std::str::from_utf8(token).unwrap_or("null")
+}
+
+/// The length of the usual frame, or a little more.
+fn size_hint(event: &Event, transport: Transport) -> usize {
+    let payload = event.payload();
+    let escapes = match transport {
+        Transport::WebSocket => payload.iter().filter(|byte| matches!(byte, b'"' | b'\\')).count(),
+        Transport::SseChunked | Transport::SsePlain => 0,
+    };
+    HEADER_BYTES_MAX + 96 + event.name().len() + payload.len() + escapes
+}
