@@ -1,4 +1,34 @@
-//! Tidegate relays Redis pub/sub to WebSockets and Server-Sent Events.
+//! Tidegate relays Redis pub/sub to WebSockets and Server-Sent Events: the streaming server of Mastodon, small
+//! and without silent gaps.
+//!
+//! ```text
+//! Redis ─read─▶ Ring (8 KiB) ─memchr─▶ push frame ─parse once─▶ Arc<Event> ─▶ mailbox of each reactor
+//!                 ▲                                                  │
+//!                 └────────── Gate (closed while over budget) ◀──────┘ bytes still held
+//!
+//! reactor: mailbox ─▶ Log (shared tail of Arc<Event>) ─▶ each client of the channel: a cursor ─▶ one write
+//! ```
+//!
+//! # The house, in the order in which a message passes through it
+//!
+//! - [`redis`]: the way in. [`redis::ingest`] is a thread that reads one subscriber connection through
+//!   [`proto::ring`] and [`proto::resp`], parses each message once ([`core::event`]) and sends it to the
+//!   reactors' mailboxes, or first to the audience stage ([`db`]), where viewers' settings decide.
+//! - [`reactor`]: how messages go out. N threads, each with an epoll loop around a [`core::relay`], which
+//!   holds its clients, table, log and timers, and decides everything.
+//! - [`door`]: how clients come in. [`server`] runs it on the main thread's runtime.
+//! - [`db`]: what PostgreSQL knows: tokens, lists, who may see what, custom filters.
+//! - [`status`]: metrics and the pages that show how it goes.
+//! - [`demo`]: a broker and a publisher for a first run without Redis or PostgreSQL.
+//!
+//! [`proto`] (bytes and meaning) and [`core`] (decisions) are pure: no sockets, no clock, no threads; they
+//! import no other room. The rooms at the edges import them and never each other; [`server`] is where they
+//! meet, by mailboxes and closures. [`config`] and [`limits`] hold every variable and every bound.
+//!
+//! # The threads
+//!
+//! The main thread (door, PostgreSQL pool, presence keys), the ingest, the audience stage, and the reactors.
+//! Their number does not depend on the number of clients.
 
 pub mod clock;
 pub mod config;
@@ -11,15 +41,7 @@ pub mod logging;
 pub mod proto;
 pub mod reactor;
 pub mod redis;
+pub mod server;
 pub mod status;
 
-/// Why the server could not start or had to end: one line for the person who started it.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Failure(pub String);
-
-/// Runs the server until it is told to stop.
-pub fn run(config: config::Config) -> Result<(), Failure> {
-    let _ = config;
-    Err(Failure("not there yet".to_owned()))
-}
+pub use server::{Failure, run};

@@ -18,7 +18,7 @@ use crate::core::stream::Channel;
 /// What a report shall contain besides the ledger.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Wanted {
-    /// The channels with the most clients, at most so many; 0 leaves the table alone.
+    /// The public and hashtag channels with the most clients, at most so many; 0 leaves the table alone.
     pub channels: usize,
     /// The clients with the most bytes waiting, at most so many.
     pub laggards: usize,
@@ -109,7 +109,8 @@ pub struct ReactorReport {
     pub reactor: u16,
     /// Its messages' conservation, exact.
     pub ledger: Ledger,
-    /// The channels with the most clients, system channels left out; most first.
+    /// The public and hashtag channels with the most clients; most first. Those of one account would tell
+    /// who is there and are only counted, in `groups`.
     pub channels: Vec<(Channel, u32)>,
     /// Whether there are channels that found no place in the list.
     pub more_channels: bool,
@@ -135,7 +136,7 @@ impl ReactorReport {
             for (channel, clients) in channels {
                 let group = ChannelGroup::of(channel);
                 report.groups[group as usize] += u64::from(clients);
-                if group != ChannelGroup::System {
+                if channel.is_filtered() {
                     top.push(u64::from(clients), (channel, clients));
                 }
             }

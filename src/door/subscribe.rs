@@ -21,10 +21,10 @@ use crate::core::stream::{Param, Stream, StreamKind};
 /// The reactors' mailboxes, by their numbers.
 pub type Mailboxes<S> = Arc<[Arc<Mailbox<Delivery<S>>>]>;
 
-/// Answers requests until their senders are gone. Dropped, it gives up what is under way and releases it.
+/// Answers requests (unbounded, because each client has at most one under way) until their senders are gone. Dropped, it gives up what is under way and releases it.
 pub async fn serve<S: Socket>(
     door: Arc<Door<S>>,
-    mut requests: mpsc::Receiver<SessionRequest>,
+    mut requests: mpsc::UnboundedReceiver<SessionRequest>,
     mailboxes: Mailboxes<S>,
 ) {
     let mut tasks = JoinSet::new();

@@ -22,6 +22,16 @@ fn numbers_and_labels_agree() {
 }
 
 #[test]
+fn streams_are_counted_under_the_names_that_clients_use() {
+    for (number, name) in CHANNEL_LABELS.iter().enumerate() {
+        match StreamKind::from_name(name) {
+            Some(kind) => assert_eq!((kind as usize, kind.name()), (number, *name)),
+            None => assert_eq!((number, *name), (SYSTEM, "system")),
+        }
+    }
+}
+
+#[test]
 fn every_message_owed_stands_somewhere() {
     let counters = ReactorCounters::default();
     let fate = |owed: u64, pending: u64| {

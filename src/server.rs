@@ -1,0 +1,255 @@
+//! Where the rooms meet: makes the parts, gives each what it needs, runs until a signal, and drains.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+
+use crate::clock::Clock;
+use crate::config::{Config, DatabaseHost, Listen, Mode, RedisEndpoint};
+use crate::core::gate::Gate;
+use crate::core::handover::Delivery;
+use crate::core::mailbox::Mailbox;
+use crate::db::{self, Accounts, Pool};
+use crate::door::{self, Directory, Door, Listener};
+use crate::limits::LINGER;
+use crate::reactor::{Links, Reactor, Socket};
+use crate::redis::headroom::{Headroom, Held, OutputLimits};
+use crate::redis::ingest::{self, Ingest};
+use crate::redis::presence;
+
+/// Why the server could not start or had to end: one line for the person who started it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Failure(pub String);
+
+/// Runs the server until SIGTERM or SIGINT, then drains. A second signal ends it at once.
+pub fn run(config: Config) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure(format!("cannot start the runtime: {error}")))?;
+    runtime.block_on(serve(config))
+}
+
+async fn serve(config: Config) -> Result<(), Failure> {
+    let clock = Clock::start();
+    let mut signals = Signals::new()?;
+    let descriptors = raise_descriptor_limit();
+    let redis = redis_options(&config)?;
+    let limits = config.limits.clone();
+
+    let ingest = Ingest::<Socket>::new().map_err(|error| no_poll(&error))?;
+    let gate = Gate::new(limits.backpressure_high_bytes, limits.backpressure_high_bytes / 2, ingest.waker());
+    let reactors = (0..limits.reactors)
+        .map(|number| Reactor::new(number as u16))
+        .collect::<std::io::Result<Vec<_>>>()
+        .map_err(|error| no_poll(&error))?;
+    let mailboxes: Vec<Arc<Mailbox<Delivery<Socket>>>> = reactors.iter().map(Reactor::inbox).collect();
+    let clients: Arc<[AtomicUsize]> = reactors.iter().map(|_| AtomicUsize::new(0)).collect();
+
+    let started = Instant::now() - clock.now();
+    let (presence_requests, presence) = presence::new(redis.clone(), &limits, started);
+    let headroom = presence.headroom();
+    let directory = directory(&config)?;
+
+    let door = Door::new(door::Setup {
+        limits: limits.clone(),
+        directory,
+        trusted: {
+            let proxies = config.trusted_proxies.clone();
+            Arc::new(move |address| proxies.trusts(address))
+        },
+        commands: ingest.commands(),
+        clients: Arc::clone(&clients),
+        pages: door::Pages::default(),
+    });
+    let listener =
+        Listener::bind(&listen_address(&config.listen)).map_err(|error| Failure(error.to_string()))?;
+
+    let (requests, requests_end) = mpsc::unbounded_channel();
+    for reactor in reactors {
+        let requests = requests.clone();
+        let links = Links {
+            commands: ingest.commands(),
+            // The receiver ends with the process.
+            requests: Box::new(move |request| drop(requests.send(request))),
+            gate: Arc::clone(&gate),
+            headroom_half_used: half_used(Arc::clone(&headroom)),
+            load: Arc::clone(&clients),
+            clock,
+        };
+        reactor.start(limits.clone(), links).map_err(|error| no_thread(&error))?;
+    }
+    tokio::spawn(presence.run(ingest.commands()));
+    tokio::spawn(door::subscribe::serve(Arc::clone(&door), requests_end, mailboxes.clone().into()));
+    let ingest = ingest
+        .start(ingest::Setup {
+            options: redis,
+            limits: limits.clone(),
+            gate,
+            reactors: mailboxes.clone(),
+            stage: None,
+            presence: presence_requests,
+            started,
+        })
+        .map_err(|error| no_thread(&error))?;
+    if config.mode == Mode::NoDatabase {
+        tracing::warn!(
+            "running without a database: NO ACCESS CONTROL, public and hashtag streams for anyone"
+        );
+    }
+    tracing::info!(descriptors, "file descriptors allow about {} clients", descriptors.saturating_sub(100));
+
+    let (stop, stopped) = watch::channel(());
+    let serving = tokio::spawn(door::serve(Arc::clone(&door), listener, async move {
+        let mut stopped = stopped;
+        // An error is the sender's end, which means the same.
+        let _ = stopped.changed().await;
+    }));
+    signals.next().await;
+    // The listening socket closes first, so that a successor can bind at once.
+    drop(stop);
+    if let Err(error) = serving.await {
+        tracing::error!(%error, "the door ended badly");
+    }
+    tokio::select! {
+        () = drain(&mailboxes, &clients, limits.drain) => {}
+        () = signals.next() => tracing::info!("a second signal: ending at once"),
+    }
+    ingest.stop();
+    Ok(())
+}
+
+/// Sends every client away, spread over `spread`, and waits until they are gone.
+async fn drain(mailboxes: &[Arc<Mailbox<Delivery<Socket>>>], clients: &[AtomicUsize], spread: Duration) {
+    let count = || clients.iter().map(|count| count.load(Ordering::Relaxed)).sum::<usize>();
+    tracing::info!(clients = count(), "draining over {} s", spread.as_secs_f32());
+    for mailbox in mailboxes {
+        mailbox.push(Delivery::Drain(spread.as_millis() as u64));
+    }
+    let deadline = Instant::now() + spread + LINGER;
+    while count() > 0 && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Signals, Failure> {
+        let listen =
+            |kind| signal(kind).map_err(|error| Failure(format!("cannot listen for signals: {error}")));
+        Ok(Signals {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+fn no_poll(error: &std::io::Error) -> Failure {
+    Failure(format!("cannot create an epoll instance: {error}; raise RLIMIT_NOFILE"))
+}
+
+fn no_thread(error: &std::io::Error) -> Failure {
+    Failure(format!("cannot start a thread: {error}"))
+}
+
+/// Raises RLIMIT_NOFILE to the hard limit; returns what it is then.
+fn raise_descriptor_limit() -> u64 {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "RLIMIT_NOFILE cannot be raised to its hard limit");
+    }
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+fn redis_options(config: &Config) -> Result<crate::redis::Options, Failure> {
+    let redis = &config.redis;
+    let RedisEndpoint::Tcp { at, tls: false } = &redis.endpoint else {
+        return Err(Failure(format!("{}: this kind of address is not supported yet", redis.variable)));
+    };
+    Ok(crate::redis::Options {
+        address: crate::redis::Address::Tcp { host: at.host.clone(), port: at.port },
+        username: redis.user.clone(),
+        password: redis.password.as_ref().map(|secret| crate::redis::Secret::new(secret.expose())),
+        db: redis.db,
+        namespace: redis.namespace.clone(),
+        ..crate::redis::Options::default()
+    })
+}
+
+fn directory(config: &Config) -> Result<Option<Arc<dyn Directory>>, Failure> {
+    let Some(database) = &config.database else { return Ok(None) };
+    let options = db::Options {
+        host: match &database.host {
+            DatabaseHost::Tcp(host) => db::Host::Tcp(host.clone()),
+            DatabaseHost::SocketDir(dir) => db::Host::Unix(dir.clone()),
+        },
+        port: database.port,
+        user: database.user.clone(),
+        password: database.password.as_ref().map(|secret| secret.expose().to_owned()),
+        dbname: database.name.clone(),
+        pool_size: database.pool_size,
+        connect_timeout: database.connect_timeout,
+        ..db::Options::default()
+    };
+    let pool = Pool::new(&options).map_err(|error| Failure(error.to_string()))?;
+    Ok(Some(Arc::new(FromDatabase(Accounts::new(pool)))))
+}
+
+/// The door's view of PostgreSQL.
+struct FromDatabase(Accounts);
+
+impl Directory for FromDatabase {
+    fn look_up<'a>(&'a self, token: &'a str) -> door::Answer<'a, Option<door::Token>> {
+        Box::pin(async move {
+            let found = self.0.look_up(token).await?;
+            Ok(found.map(|token| door::Token {
+                viewer: crate::core::handover::Viewer {
+                    account: token.account,
+                    token: token.id,
+                    scopes: token.scopes,
+                },
+                expires_at: token.expires_at,
+            }))
+        })
+    }
+
+    fn owns_list(&self, account: u64, list: u64) -> door::Answer<'_, bool> {
+        Box::pin(async move { Ok(self.0.owns_list(account, list).await?) })
+    }
+}
+
+fn listen_address(listen: &Listen) -> door::Address {
+    match listen {
+        Listen::Tcp(at) => door::Address::Tcp(at.host.clone(), at.port),
+        Listen::Unix(path) => door::Address::Unix(path.clone()),
+    }
+}
+
+/// Whether Redis holds half of what it is willing to hold for us.
+fn half_used(headroom: Arc<Headroom>) -> Box<dyn Fn() -> bool + Send> {
+    Box::new(move || {
+        let reading = headroom.read();
+        let Held::Bytes(held) = reading.held else { return false };
+        let OutputLimits { hard_bytes, soft_bytes, .. } = reading.limits;
+        let half = |limit: u64| limit > 0 && held >= limit / 2;
+        half(hard_bytes) || half(soft_bytes)
+    })
+}
