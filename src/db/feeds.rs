@@ -55,8 +55,10 @@ impl Settings {
             return Some(Withheld::FeedAccess);
         }
         let languages = self.languages.as_ref()?;
-        let chosen =
-            status.language.as_ref().is_some_and(|language| languages.iter().any(|chosen| chosen == language));
+        let chosen = status
+            .language
+            .as_ref()
+            .is_some_and(|language| languages.iter().any(|chosen| chosen == language));
         (!chosen).then_some(Withheld::Language)
     }
 }
@@ -64,7 +66,7 @@ impl Settings {
 const SETTINGS: &str = "\
 SELECT u.account_id, u.chosen_languages, COALESCE(r.permissions, 0) \
 FROM users u LEFT JOIN user_roles r ON r.id = u.role_id \
-WHERE u.account_id = ANY ($1)";
+WHERE u.account_id = ANY (ARRAY (SELECT unnest((SELECT $1))))";
 
 /// The settings of these accounts; those without a user are left out.
 ///

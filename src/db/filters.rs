@@ -19,7 +19,7 @@ const FILTERS: &str = "\
 SELECT f.account_id, f.id, f.phrase, f.context, f.action, k.keyword, k.whole_word, \
  CASE WHEN isfinite(f.expires_at) THEN FLOOR(EXTRACT(EPOCH FROM f.expires_at) * 1000)::bigint END \
 FROM custom_filters f JOIN custom_filter_keywords k ON k.custom_filter_id = f.id \
-WHERE f.account_id = ANY ($1) AND (f.expires_at IS NULL OR f.expires_at > now() AT TIME ZONE 'UTC') \
+WHERE f.account_id = ANY (ARRAY (SELECT unnest((SELECT $1)))) AND (f.expires_at IS NULL OR f.expires_at > now() AT TIME ZONE 'UTC') \
 ORDER BY f.account_id, f.id, k.id";
 
 /// The compiled filters of these accounts; those without any are left out.

@@ -9,7 +9,6 @@ use arc_swap::ArcSwapOption;
 
 use crate::core::event::Asked;
 use crate::core::filter::{FilterCache, Slot};
-use crate::core::gate::Gate;
 use crate::core::stream::{Channel, Id};
 use crate::db::feeds::Settings;
 
@@ -45,13 +44,13 @@ pub(super) struct Snapshot {
     /// Sorted by account, each once.
     pub(super) viewers: Vec<Arc<Viewer>>,
     /// Their ids, as events carry them.
-    pub(super) asked: Arc<Asked>,
+    pub(super) asked: Asked,
 }
 
 impl Snapshot {
-    fn new(viewers: Vec<Arc<Viewer>>, gate: &Arc<Gate>) -> Arc<Snapshot> {
-        let ids = viewers.iter().map(|viewer| viewer.id).collect();
-        Arc::new(Snapshot { viewers, asked: Arc::new(Asked::new(ids, gate)) })
+    fn new(viewers: Vec<Arc<Viewer>>) -> Arc<Snapshot> {
+        let asked = viewers.iter().map(|viewer| viewer.id).collect();
+        Arc::new(Snapshot { viewers, asked })
     }
 
     /// Whether all of `other`'s viewers are here.
@@ -59,8 +58,8 @@ impl Snapshot {
         if std::ptr::eq(self, other) {
             return true;
         }
-        let mut mine = self.asked.accounts().iter();
-        other.asked.accounts().iter().all(|wanted| mine.by_ref().find(|id| *id >= wanted) == Some(wanted))
+        let mut mine = self.asked.iter();
+        other.asked.iter().all(|wanted| mine.by_ref().find(|id| *id >= wanted) == Some(wanted))
     }
 
     /// What it takes in memory.
@@ -77,12 +76,11 @@ struct Watched {
 }
 
 /// All viewers of all filtered channels.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Viewers {
     channels: HashMap<Channel, Watched, foldhash::fast::RandomState>,
     /// With the number of its connections on all channels.
     accounts: HashMap<Id, (Arc<Viewer>, u32), foldhash::fast::RandomState>,
-    gate: Arc<Gate>,
     /// Unions of several channels' snapshots that were asked for lately: while nobody comes or goes, the
     /// same few come again with every status.
     unions: Vec<Union>,
@@ -98,10 +96,6 @@ struct Union {
 const UNIONS_MAX: usize = 4;
 
 impl Viewers {
-    pub(super) fn new(gate: Arc<Gate>) -> Viewers {
-        Viewers { channels: HashMap::default(), accounts: HashMap::default(), gate, unions: Vec::new() }
-    }
-
     /// One more connection of that account watches that channel.
     pub(super) fn join(&mut self, channel: Channel, account: Id, cache: &mut FilterCache) {
         let (viewer, connections) = self.accounts.entry(account).or_insert_with(|| {
@@ -124,11 +118,11 @@ impl Viewers {
     }
 
     /// One fewer. Who watches nothing any more is forgotten with their filters, since nobody would tell us
-    /// when these change.
-    pub(super) fn leave(&mut self, channel: &Channel, account: Id, cache: &mut FilterCache) {
-        let Some(watched) = self.channels.get_mut(channel) else { return };
-        let Ok(at) = watched.viewers.binary_search_by_key(&account, |entry| entry.0.id) else { return };
-        let Some(entry) = watched.viewers.get_mut(at) else { return };
+    /// when these change; the answer says whether that happened.
+    pub(super) fn leave(&mut self, channel: &Channel, account: Id, cache: &mut FilterCache) -> bool {
+        let Some(watched) = self.channels.get_mut(channel) else { return false };
+        let Ok(at) = watched.viewers.binary_search_by_key(&account, |entry| entry.0.id) else { return false };
+        let Some(entry) = watched.viewers.get_mut(at) else { return false };
         entry.1 -= 1;
         if entry.1 == 0 {
             watched.viewers.remove(at);
@@ -142,8 +136,10 @@ impl Viewers {
             if *connections == 0 {
                 self.accounts.remove(&account);
                 cache.forget(account);
+                return true;
             }
         }
+        false
     }
 
     /// Who watches that channel now; none if nobody does. Also the bytes that this snapshot takes, if it
@@ -154,7 +150,7 @@ impl Viewers {
             return Some((Arc::clone(snapshot), 0));
         }
         let viewers = watched.viewers.iter().map(|entry| Arc::clone(&entry.0)).collect();
-        let snapshot = Snapshot::new(viewers, &self.gate);
+        let snapshot = Snapshot::new(viewers);
         watched.snapshot = Some(Arc::clone(&snapshot));
         let bytes = snapshot.bytes();
         Some((snapshot, bytes))
@@ -164,30 +160,35 @@ impl Viewers {
     pub(super) fn union(&mut self, mut parts: Vec<Arc<Snapshot>>) -> (Arc<Snapshot>, usize) {
         parts.sort_unstable_by_key(Arc::as_ptr);
         parts.dedup_by(|one, other| Arc::ptr_eq(one, other));
-        let largest = parts.iter().max_by_key(|part| part.viewers.len()).map(Arc::clone).unwrap_or_default();
-        if parts.iter().all(|part| largest.covers(part)) {
-            return (largest, 0);
+        if let [only] = &*parts {
+            return (Arc::clone(only), 0);
         }
         let same = |union: &Union| {
             union.parts.len() == parts.len()
                 && union.parts.iter().zip(&parts).all(|(one, other)| Arc::ptr_eq(one, other))
         };
-        if let Some(known) = self.unions.iter().position(same) {
-            let known = self.unions.remove(known);
+        if let Some(at) = self.unions.iter().position(same) {
+            let known = self.unions.remove(at);
             let whole = Arc::clone(&known.whole);
             self.unions.push(known);
             return (whole, 0);
         }
-        let mut viewers: Vec<Arc<Viewer>> = parts.iter().flat_map(|part| part.viewers.iter().cloned()).collect();
-        // Stable, so that it profits from the parts' being sorted.
-        viewers.sort_by_key(|viewer| viewer.id);
-        viewers.dedup_by_key(|viewer| viewer.id);
-        let whole = Snapshot::new(viewers, &self.gate);
+        let largest = parts.iter().max_by_key(|part| part.viewers.len()).map(Arc::clone).unwrap_or_default();
+        let (whole, bytes) = if parts.iter().all(|part| largest.covers(part)) {
+            (largest, 0)
+        } else {
+            let mut viewers: Vec<_> = parts.iter().flat_map(|part| part.viewers.iter().cloned()).collect();
+            // Stable, so that it profits from the parts' being sorted.
+            viewers.sort_by_key(|viewer| viewer.id);
+            viewers.dedup_by_key(|viewer| viewer.id);
+            let whole = Snapshot::new(viewers);
+            let bytes = whole.bytes();
+            (whole, bytes)
+        };
         if self.unions.len() == UNIONS_MAX {
             self.unions.remove(0);
         }
         self.unions.push(Union { parts, whole: Arc::clone(&whole) });
-        let bytes = whole.bytes();
         (whole, bytes)
     }
 
