@@ -1,0 +1,241 @@
+//! A private PostgreSQL per test process, with Mastodon's tables.
+//!
+//! `initdb` runs once per machine and schema; the result is kept in Cargo's folder for test files and copied.
+//! PostgreSQL refuses to run as root: then the user `postgres` runs it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
+
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{NoTls, Row};
+
+use super::machine::{Folder, PATIENCE, Service, free_port, left_out, program, wait_until};
+
+const SCHEMA: &str = include_str!("../schema.sql");
+const DATABASE: &str = "mastodon_test";
+
+/// A running PostgreSQL.
+pub struct Postgres {
+    pub port: u16,
+    pub service: Service,
+}
+
+/// This process's PostgreSQL, shared by all tests that do not need one of their own.
+pub fn shared() -> Option<&'static Postgres> {
+    static SHARED: OnceLock<Option<Postgres>> = OnceLock::new();
+    SHARED.get_or_init(Postgres::start).as_ref()
+}
+
+impl Postgres {
+    /// Starts one, or gives `None` where it is not installed.
+    pub fn start() -> Option<Postgres> {
+        Postgres::start_with(None, &[])
+    }
+
+    /// Starts one on a given port, with further settings (`name=value`).
+    pub fn start_with(port: Option<u16>, settings: &[&str]) -> Option<Postgres> {
+        let template = template()?;
+        for _ in 0..10 {
+            let folder = Folder::new("pg");
+            let data = folder.path().join("data");
+            copy(&template, &data);
+            let service = run(folder, port.unwrap_or_else(free_port), settings);
+            if let Some(postgres) = service.ready() {
+                return Some(postgres);
+            }
+        }
+        panic!("PostgreSQL found no free port in ten attempts");
+    }
+
+    fn ready(self) -> Option<Postgres> {
+        let mut up = false;
+        wait_until("PostgreSQL answers or ends", Duration::from_secs(60), || {
+            up = self.service.log().contains("database system is ready to accept connections");
+            up || self.service.is_gone()
+        });
+        up.then_some(self)
+    }
+
+    /// What `DATABASE_URL` says to reach a database of it.
+    pub fn url(&self, database: &str) -> String {
+        format!("postgres://mastodon@127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// A connection to the database that all tests share.
+    pub fn database(&self) -> Database {
+        self.open(DATABASE)
+    }
+
+    pub fn open(&self, name: &str) -> Database {
+        Database::connect(self.port, name)
+    }
+
+    /// A copy of the empty database for one test alone.
+    pub fn own_database(&self) -> Database {
+        static COUNT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+        let name = format!("own_{}", COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        self.open("postgres").run(&format!("CREATE DATABASE {name} TEMPLATE mastodon_empty"));
+        self.open(&name)
+    }
+}
+
+/// A connection for fixtures.
+pub struct Database {
+    pub name: String,
+    inner: Mutex<(tokio::runtime::Runtime, tokio_postgres::Client)>,
+}
+
+impl Database {
+    fn connect(port: u16, name: &str) -> Database {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let config = format!("host=127.0.0.1 port={port} user=mastodon dbname={name}");
+        let client = runtime.block_on(async {
+            let (client, connection) = tokio_postgres::connect(&config, NoTls).await.expect("PostgreSQL answers");
+            tokio::spawn(connection);
+            client
+        });
+        Database { name: name.to_owned(), inner: Mutex::new((runtime, client)) }
+    }
+
+    /// Runs statements without parameters.
+    #[track_caller]
+    pub fn run(&self, sql: &str) {
+        let guard = self.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        guard.0.block_on(guard.1.batch_execute(sql)).unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    }
+
+    #[track_caller]
+    pub fn rows(&self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Vec<Row> {
+        let guard = self.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        guard.0.block_on(guard.1.query(sql, values)).unwrap_or_else(|error| panic!("{sql}: {error:?}"))
+    }
+
+    /// The first column of the first row, a bigint.
+    #[track_caller]
+    pub fn id(&self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> i64 {
+        self.rows(sql, values).first().expect("a row").get(0)
+    }
+}
+
+/// Root cannot run PostgreSQL; `postgres` can.
+fn as_postgres() -> &'static [String] {
+    static PREFIX: OnceLock<Vec<String>> = OnceLock::new();
+    PREFIX.get_or_init(|| {
+        let root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout == b"0\n");
+        let words: &[&str] =
+            if root { &["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] } else { &[] };
+        words.iter().map(|&word| word.to_owned()).collect()
+    })
+}
+
+fn command(words: &[&str]) -> Vec<String> {
+    as_postgres().iter().cloned().chain(words.iter().map(|&word| word.to_owned())).collect()
+}
+
+fn run(folder: Folder, port: u16, settings: &[&str]) -> Postgres {
+    let postgres = program("postgres").expect("postgres");
+    let data = folder.path().join("data").to_str().unwrap().to_owned();
+    let (port_text, socket) = (port.to_string(), folder.path().to_str().unwrap().to_owned());
+    let mut words = vec![postgres.to_str().unwrap(), "-D", &data, "-p", &port_text, "-k", &socket];
+    let fast = [
+        "listen_addresses=127.0.0.1",
+        "fsync=off",
+        "synchronous_commit=off",
+        "full_page_writes=off",
+        "max_connections=400",
+        "shared_buffers=64MB",
+        "autovacuum=off",
+    ];
+    for setting in fast.iter().chain(settings) {
+        words.extend(["-c", setting]);
+    }
+    own(folder.path());
+    Postgres { port, service: Service::start(folder, "QUIT", &command(&words)) }
+}
+
+/// Gives a folder (not what is in it) to the user who runs PostgreSQL.
+fn own(path: &Path) {
+    if !as_postgres().is_empty() {
+        let done = Command::new("chown").arg("postgres:postgres").arg(path).status();
+        assert!(done.is_ok_and(|status| status.success()), "chown {}", path.display());
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    let done = Command::new("cp").arg("-a").arg(from).arg(to).status();
+    assert!(done.is_ok_and(|status| status.success()), "cp -a {}", from.display());
+}
+
+/// The data folder that all are copied from, made once.
+fn template() -> Option<PathBuf> {
+    static TEMPLATE: OnceLock<Option<PathBuf>> = OnceLock::new();
+    TEMPLATE.get_or_init(make_template).clone()
+}
+
+fn make_template() -> Option<PathBuf> {
+    let initdb = program("initdb")?;
+    program("postgres")?;
+    let Some(version) = try_run(&[initdb.to_str().unwrap(), "--version"]) else {
+        left_out("needs a user named postgres, since PostgreSQL does not run as root");
+        return None;
+    };
+    let version: String = version.chars().filter(char::is_ascii_alphanumeric).collect();
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{version}-{:08x}", crc(SCHEMA)));
+    std::fs::create_dir_all(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let lock = std::fs::File::create(kept.with_extension("lock")).unwrap();
+    lock.lock().unwrap();
+    if kept.is_dir() {
+        return Some(kept);
+    }
+    let folder = Folder::new("initdb");
+    own(folder.path());
+    let data = folder.path().join("data");
+    let words = [
+        initdb.to_str().unwrap(),
+        "-D",
+        data.to_str().unwrap(),
+        "-U",
+        "mastodon",
+        "--auth=trust",
+        "--encoding=UTF8",
+        "--locale=C",
+        "--no-sync",
+    ];
+    try_run(&words).expect("initdb");
+    let postgres = run(folder, free_port(), &[]).ready().expect("PostgreSQL starts on its new data");
+    let admin = postgres.open("postgres");
+    for name in ["mastodon_empty", DATABASE] {
+        admin.run(&format!("CREATE DATABASE {name}"));
+        postgres.open(name).run(SCHEMA);
+    }
+    drop(admin);
+    let (data, pid) = (postgres.service.folder().join("data"), postgres.service.pid());
+    super::machine::signal(pid, "INT");
+    wait_until("PostgreSQL has shut down", PATIENCE, || postgres.service.is_gone());
+    let half = kept.with_extension("half");
+    let _ = std::fs::remove_dir_all(&half);
+    copy(&data, &half);
+    std::fs::rename(&half, &kept).unwrap();
+    Some(kept)
+}
+
+fn try_run(words: &[&str]) -> Option<String> {
+    let words = command(words);
+    let output = Command::new(&words[0])
+        .args(&words[1..])
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Tells schemas apart in a file name.
+fn crc(text: &str) -> u32 {
+    text.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}
