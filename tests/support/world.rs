@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::machine::{PATIENCE, left_out, wait_until};
+use super::machine::{PATIENCE, left_out, peer, wait_until};
 use super::postgres::{self, Database, Postgres};
 use super::redis::Redis;
 use super::server::{Env, Server};
@@ -57,6 +57,9 @@ impl World {
             env.insert((*name).to_owned(), (*value).to_owned());
         }
         let server = Server::start(&env);
+        if peer().is_some() {
+            until_peer_is_ready(&redis);
+        }
         Some(World { server, env, redis, db })
     }
 
@@ -108,6 +111,14 @@ impl World {
         });
         self.server.until_metric("redis_subscriptions", &[], 0.0);
     }
+}
+
+/// Mastodon's server listens before its two Redis connections have finished their opening questions, and a
+/// client that is faster leaves its subscriber connection in a state that never unsubscribes.
+fn until_peer_is_ready(redis: &Redis) {
+    wait_until("the peer's Redis connections are ready", PATIENCE, || {
+        redis.command(&["CLIENT", "LIST"]).text().matches("cmd=info").count() >= 2
+    });
 }
 
 /// A Redis and the process's PostgreSQL, or a word on what is missing.
