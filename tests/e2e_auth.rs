@@ -126,7 +126,7 @@ fn a_websocket_opens_on_any_path() {
     }
     // What is in the path does not subscribe.
     let mut ws = Ws::open(&world.server, "/api/v1/streaming/public", &token);
-    ws.subscribe(&world.redis, json!({"stream": "public:local"}), &["timeline:public:local".into()]);
+    ws.subscribe(&world.redis, json!({"stream": "public:local"}), &["timeline:public:local"]);
     assert!(!world.redis.has_subscriber("timeline:public"));
 }
 
@@ -150,7 +150,8 @@ fn a_refused_upgrade_is_a_bare_head_with_the_reason() {
 #[test]
 fn a_token_is_good_while_its_row_user_and_account_are() {
     let Some(world) = World::start() else { return };
-    let table: [(&str, fn(&Viewer) -> String); 7] = [
+    type Change = fn(&Viewer) -> String;
+    let table: [(&str, Change); 7] = [
         ("", |_| String::new()),
         ("", |v| format!("UPDATE users SET approved = false, confirmed_at = NULL WHERE id = {}", v.user)),
         ("", |v| format!("UPDATE accounts SET silenced_at = now() WHERE id = {}", v.account)),
@@ -282,13 +283,15 @@ fn scopes_decide_which_streams_open() {
 #[test]
 fn user_carries_notifications_only_if_the_token_may_read_them() {
     let Some(world) = World::start() else { return };
-    for (scopes, both) in [("read", true), ("read:statuses", false), ("read:statuses read:notifications", true)] {
+    for (scopes, both) in
+        [("read", true), ("read:statuses", false), ("read:statuses read:notifications", true)]
+    {
         let viewer = world.viewer(scopes);
         let mut sse = Sse::open(&world.server, USER, &viewer.token);
         world.redis.until_subscribed(&[viewer.home()]);
         let [home, notifications] = viewer.user_channels().try_into().unwrap();
         if both {
-            world.redis.until_subscribed(&[notifications.clone()]);
+            world.redis.until_subscribed(&[&notifications]);
         }
         world.publish(&notifications, r#"{"event":"notification","payload":{"id":"1"}}"#);
         world.publish(&home, r#"{"event":"marker","payload":"end"}"#);
@@ -320,7 +323,11 @@ fn a_list_opens_only_to_its_owner() {
     let sse = Sse::open(&world.server, &format!("/api/v1/streaming/list?list={list}"), &owner.token);
     drop(sse);
     let mut ws = Ws::open(&world.server, "/", &owner.token);
-    ws.subscribe(&world.redis, json!({"stream": "list", "list": foreign}), &[format!("timeline:list:{list}")]);
+    ws.subscribe(
+        &world.redis,
+        json!({"stream": "list", "list": foreign}),
+        &[format!("timeline:list:{list}")],
+    );
 }
 
 #[test]

@@ -205,7 +205,8 @@ fn a_body_on_a_stream_path_is_refused_and_the_connection_closed() {
     let Some(world) = World::start() else { return };
     let viewer = world.viewer("read");
     let bearer = viewer.bearer();
-    let bodies = [("Content-Length", "5", "hello"), ("Transfer-Encoding", "chunked", "5\r\nhello\r\n0\r\n\r\n")];
+    let bodies =
+        [("Content-Length", "5", "hello"), ("Transfer-Encoding", "chunked", "5\r\nhello\r\n0\r\n\r\n")];
     for (name, value, body) in bodies {
         let mut connection = world.server.connect();
         let headers = [("Authorization", bearer.as_str()), (name, value)];

@@ -27,7 +27,10 @@ fn messages(stream: &Stream, author: u64) -> Vec<(String, Option<(&'static str, 
         (message("announcement.reaction", &json!({"name": "🌊", "count": 3, "announcement_id": "5"})), None),
         (message("an.event of tomorrow", &json!([1, {"a": null}])), None),
         // A further member of the message stays behind.
-        (r#"{"event":"delete","payload":"2","queued_at":1700000000000}"#.into(), Some(("delete", "2".into()))),
+        (
+            r#"{"event":"delete","payload":"2","queued_at":1700000000000}"#.into(),
+            Some(("delete", "2".into())),
+        ),
         (r#"{"queued_at":1,"payload":"3","event":"delete"}"#.into(), Some(("delete", "3".into()))),
         // What has no event or no payload is nothing.
         (r#"{"event":"filters_changed"}"#.into(), Some(("", String::new()))),
@@ -44,7 +47,8 @@ fn messages(stream: &Stream, author: u64) -> Vec<(String, Option<(&'static str, 
         None => {
             // An object or a list arrives as its own text.
             let value: Value = serde_json::from_str(&sent).unwrap();
-            let name = if sent.contains("announcement") { "announcement.reaction" } else { "an.event of tomorrow" };
+            let name =
+                if sent.contains("announcement") { "announcement.reaction" } else { "an.event of tomorrow" };
             (sent, Some((name, value["payload"].to_string())))
         }
     })
@@ -269,7 +273,7 @@ fn only_media_is_true_unless_it_is_empty_or_says_no() {
         let path = format!("/api/v1/streaming/public/local?only_media{value}");
         let sse = Sse::open(&world.server, &path, &viewer.token);
         let channel = if media { "timeline:public:local:media" } else { "timeline:public:local" };
-        world.redis.until_subscribed(&[channel.into()]);
+        world.redis.until_subscribed(&[channel]);
         drop(sse);
         world.redis.until_channels(&[]);
     }
@@ -278,7 +282,7 @@ fn only_media_is_true_unless_it_is_empty_or_says_no() {
     ws.subscribe(
         &world.redis,
         json!({"stream": "public:remote", "only_media": true}),
-        &["timeline:public:remote".into()],
+        &["timeline:public:remote"],
     );
     assert!(world.redis.has_subscriber("timeline:public:local"));
 }
@@ -303,19 +307,20 @@ fn hashtags_are_normalised_into_their_channel() {
         ("ΑΒΓ", "αβγ"),
         ("ПРИВЕТ", "привет"),
     ];
-    let ours = [("ไม่", "ไม่"), ("हिन्दी", "हिन्दी"), ("العَرَبِيَّة", "العَرَبِيَّة"), ("スター・ウォーズ", "スター・ウォーズ")];
+    let ours =
+        [("ไม่", "ไม่"), ("हिन्दी", "हिन्दी"), ("العَرَبِيَّة", "العَرَبِيَّة"), ("スター・ウォーズ", "スター・ウォーズ")];
     let extra = if peer().is_none() { ours.as_slice() } else { &[] };
     for (tag, channel) in both.iter().chain(extra) {
         let mut ws = Ws::open(&world.server, "/", &viewer.token);
         let channel = format!("timeline:hashtag:{channel}");
-        ws.subscribe(&world.redis, json!({"stream": "hashtag", "tag": tag}), std::slice::from_ref(&channel));
+        ws.subscribe(&world.redis, json!({"stream": "hashtag", "tag": tag}), &[&channel]);
         world.publish(&channel, r#"{"event":"delete","payload":"1"}"#);
         ws.expect_event(&json!(["hashtag", tag]), "delete", "1");
         let encoded: String = tag.bytes().map(|byte| format!("%{byte:02X}")).collect();
         let path = format!("/api/v1/streaming/hashtag/local?tag={encoded}");
         let mut sse = Sse::open(&world.server, &path, &viewer.token);
         let local = format!("{channel}:local");
-        world.redis.until_subscribed(std::slice::from_ref(&local));
+        world.redis.until_subscribed(&[&local]);
         world.publish(&local, r#"{"event":"delete","payload":"2"}"#);
         sse.expect("delete", "2");
     }
@@ -348,7 +353,9 @@ fn sse_bytes_are_exact() {
     world.redis.until_subscribed(&viewer.user_channels());
     world.publish(&viewer.home(), r#"{"event":"update","payload":{"id":"1","content":"a: b"}}"#);
     world.publish(&viewer.home(), r#"{"event":"delete","payload":"1"}"#);
-    sse.expect_bytes(b"event: update\ndata: {\"id\":\"1\",\"content\":\"a: b\"}\n\nevent: delete\ndata: 1\n\n");
+    sse.expect_bytes(
+        b"event: update\ndata: {\"id\":\"1\",\"content\":\"a: b\"}\n\nevent: delete\ndata: 1\n\n",
+    );
 }
 
 /// The presence keys live as long as their subscription: they are set again in time.

@@ -29,8 +29,8 @@ fn two_streams_on_one_socket_keep_their_names() {
     let Some(world) = World::start() else { return };
     let viewer = world.viewer("read");
     let mut ws = Ws::open(&world.server, "/", &viewer.token);
-    ws.subscribe(&world.redis, json!({"stream": "public:local"}), &["timeline:public:local".into()]);
-    ws.subscribe(&world.redis, json!({"stream": "hashtag", "tag": "sea"}), &["timeline:hashtag:sea".into()]);
+    ws.subscribe(&world.redis, json!({"stream": "public:local"}), &["timeline:public:local"]);
+    ws.subscribe(&world.redis, json!({"stream": "hashtag", "tag": "sea"}), &["timeline:hashtag:sea"]);
     for n in 0..20 {
         delete(&world, "timeline:public:local", &format!("l{n}"));
         ws.expect_event(&json!(["public:local"]), "delete", &format!("l{n}"));
@@ -101,7 +101,7 @@ fn the_same_channels_are_one_subscription() {
     for tag in ["cafe", "CAFÉ", "Café"] {
         ws.send_json(&json!({"type": "subscribe", "stream": "hashtag", "tag": tag}));
     }
-    ws.subscribe(&world.redis, json!({"stream": "public:local"}), &["timeline:public:local".into()]);
+    ws.subscribe(&world.redis, json!({"stream": "public:local"}), &["timeline:public:local"]);
     delete(&world, channel, "1");
     ws.expect_event(&json!(["hashtag", "Café"]), "delete", "1");
     delete(&world, channel, "2");
@@ -123,7 +123,7 @@ fn a_list_id_comes_back_as_it_was_given() {
     let channel = format!("timeline:list:{list}");
     for given in [json!(list), json!(list.to_string())] {
         let mut ws = Ws::open(&world.server, "/", &viewer.token);
-        ws.subscribe(&world.redis, json!({"stream": "list", "list": given}), std::slice::from_ref(&channel));
+        ws.subscribe(&world.redis, json!({"stream": "list", "list": given}), &[&channel]);
         delete(&world, &channel, "1");
         ws.expect(&format!(r#"{{"stream":["list",{given}],"event":"delete","payload":"1"}}"#));
         drop(ws);
@@ -139,7 +139,7 @@ fn a_number_is_taken_as_a_tags_text() {
     let Some(world) = World::start() else { return };
     let viewer = world.viewer("read");
     let mut ws = Ws::open(&world.server, "/", &viewer.token);
-    ws.subscribe(&world.redis, json!({"stream": "hashtag", "tag": 2026}), &["timeline:hashtag:2026".into()]);
+    ws.subscribe(&world.redis, json!({"stream": "hashtag", "tag": 2026}), &["timeline:hashtag:2026"]);
     delete(&world, "timeline:hashtag:2026", "1");
     ws.expect(r#"{"stream":["hashtag",2026],"event":"delete","payload":"1"}"#);
 }
@@ -149,14 +149,14 @@ fn of_several_streams_in_one_message_the_first_counts() {
     let Some(world) = World::start() else { return };
     let viewer = world.viewer("read");
     let mut ws = Ws::open(&world.server, "/", &viewer.token);
-    ws.subscribe(&world.redis, json!({"stream": ["public:local", "user"]}), &["timeline:public:local".into()]);
+    ws.subscribe(&world.redis, json!({"stream": ["public:local", "user"]}), &["timeline:public:local"]);
     until_channels(&world, &viewer, &["timeline:public:local"]);
     delete(&world, "timeline:public:local", "1");
     ws.expect_event(&json!(["public:local"]), "delete", "1");
     ws.send_json(&json!({"type": "unsubscribe", "stream": ["public:local"]}));
     until_channels(&world, &viewer, &[]);
     let mut ws = Ws::open(&world.server, "/?stream=public:remote&stream=user", &viewer.token);
-    ws.until_live(&world.redis, &["timeline:public:remote".into()]);
+    ws.until_live(&world.redis, &["timeline:public:remote"]);
     delete(&world, "timeline:public:remote", "2");
     ws.expect_event(&json!(["public:remote"]), "delete", "2");
 }
@@ -205,12 +205,12 @@ fn blanks_escapes_order_and_repeats_in_a_message_are_jsons() {
     let viewer = world.viewer("read");
     let mut ws = Ws::open(&world.server, "/", &viewer.token);
     ws.send("\n{ \"x\": {\"type\":\"unsubscribe\"}, \"tag\" : \"caf\\u00e9\" , \"stream\":\"hash\\u0074ag\",\t\"type\":\"subscribe\"}");
-    ws.until_live(&world.redis, &["timeline:hashtag:cafe".into()]);
+    ws.until_live(&world.redis, &["timeline:hashtag:cafe"]);
     delete(&world, "timeline:hashtag:cafe", "1");
     ws.expect_event(&json!(["hashtag", "café"]), "delete", "1");
     // Of a repeated key the last one counts, as in JavaScript.
     ws.send(r#"{"type":"x","type":"subscribe","stream":"user","stream":"public:local"}"#);
-    ws.until_live(&world.redis, &["timeline:public:local".into()]);
+    ws.until_live(&world.redis, &["timeline:public:local"]);
 }
 
 #[test]
@@ -231,11 +231,7 @@ fn requests_take_effect_in_the_order_they_were_sent() {
         ws.expect_error(400, "Unknown stream type");
         until_channels(&world, &viewer, &[]);
         ws.send_json(&json!({"type": "unsubscribe", "stream": "list", "list": list.to_string()}));
-        ws.subscribe(
-            &world.redis,
-            json!({"stream": "list", "list": list.to_string()}),
-            std::slice::from_ref(&channel),
-        );
+        ws.subscribe(&world.redis, json!({"stream": "list", "list": list.to_string()}), &[&channel]);
         delete(&world, &channel, &round.to_string());
         ws.expect_event(&json!(["list", list.to_string()]), "delete", &round.to_string());
         ws.send_json(&json!({"type": "unsubscribe", "stream": "list", "list": list.to_string()}));
@@ -315,7 +311,7 @@ fn a_message_in_fragments_with_control_frames_between_is_one() {
             raw.send(0x8a, b"unasked");
         }
     }
-    world.redis.until_subscribed(&["timeline:hashtag:ubersee".into()]);
+    world.redis.until_subscribed(&["timeline:hashtag:ubersee"]);
     // One byte at a time on the wire, too.
     for byte in RawWs::encode(0x81, br#"{"type":"subscribe","stream":"nonsense"}"#) {
         raw.connection.send(&[byte]);
@@ -496,9 +492,5 @@ fn subscriptions_on_one_socket_are_bounded() {
     assert!(answer["error"].is_string(), "{answer}");
     assert!(!world.redis.has_subscriber("timeline:hashtag:t5"));
     ws.send_json(&json!({"type": "unsubscribe", "stream": "hashtag", "tag": "t0"}));
-    ws.subscribe(
-        &world.redis,
-        json!({"stream": "hashtag", "tag": "t5"}),
-        &["timeline:hashtag:t5".into()],
-    );
+    ws.subscribe(&world.redis, json!({"stream": "hashtag", "tag": "t5"}), &["timeline:hashtag:t5"]);
 }

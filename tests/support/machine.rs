@@ -92,7 +92,8 @@ pub fn free_port() -> u16 {
 
 /// Sends a signal, by name without SIG.
 pub fn signal(pid: u32, name: &str) {
-    let status = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).stderr(Stdio::null()).status();
+    let status =
+        Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).stderr(Stdio::null()).status();
     assert!(status.is_ok(), "the program kill is missing");
 }
 

@@ -94,7 +94,8 @@ impl Database {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let config = format!("host=127.0.0.1 port={port} user=mastodon dbname={name}");
         let client = runtime.block_on(async {
-            let (client, connection) = tokio_postgres::connect(&config, NoTls).await.expect("PostgreSQL answers");
+            let (client, connection) =
+                tokio_postgres::connect(&config, NoTls).await.expect("PostgreSQL answers");
             tokio::spawn(connection);
             client
         });

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::machine::{Folder, PATIENCE, Service, free_port, program, wait_for, wait_until};
 
@@ -86,10 +86,11 @@ impl Redis {
     }
 
     #[track_caller]
-    pub fn until_subscribed(&self, channels: &[String]) {
-        wait_until(&format!("{channels:?} are subscribed to"), PATIENCE, || {
+    pub fn until_subscribed(&self, channels: &[impl AsRef<str>]) {
+        let names: Vec<&str> = channels.iter().map(AsRef::as_ref).collect();
+        wait_until(&format!("{names:?} are subscribed to"), PATIENCE, || {
             let now = self.channels();
-            channels.iter().all(|channel| now.contains(channel))
+            names.iter().all(|name| now.iter().any(|channel| channel == name))
         });
     }
 
@@ -98,7 +99,15 @@ impl Redis {
     pub fn until_channels(&self, expected: &[&str]) {
         let mut expected: Vec<String> = expected.iter().map(|&name| name.to_owned()).collect();
         expected.sort();
-        wait_until(&format!("the channels are {expected:?}"), PATIENCE, || self.channels() == expected);
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let now = self.channels();
+            if now == expected {
+                return;
+            }
+            assert!(Instant::now() < end, "the channels are {now:?}, not {expected:?}");
+            std::thread::park_timeout(Duration::from_millis(2));
+        }
     }
 
     /// A key's remaining life in seconds: -2 without such a key, -1 without an end.

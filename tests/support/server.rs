@@ -31,7 +31,8 @@ impl Server {
         let mut server = Server::spawn(env);
         let address = wait_for("the server listens or ends", PATIENCE, || {
             let output = server.output();
-            let listening = output.split_once(LISTENING).and_then(|(_, rest)| rest.split_once(['\n', '"', ' ']));
+            let listening =
+                output.split_once(LISTENING).and_then(|(_, rest)| rest.split_once(['\n', '"', ' ']));
             match listening {
                 Some((address, _)) => Some(Some(address.to_owned())),
                 None => server.exit_status().map(|_| None),
@@ -65,7 +66,10 @@ impl Server {
 
     fn spawn_command(command: &mut Command, env: &Env, folder: Folder) -> Server {
         let kept = ["PATH", "HOME", "LLVM_PROFILE_FILE", "RUST_BACKTRACE"];
-        command.env_clear().envs(std::env::vars().filter(|(name, _)| kept.contains(&name.as_str()))).envs(env);
+        command
+            .env_clear()
+            .envs(std::env::vars().filter(|(name, _)| kept.contains(&name.as_str())))
+            .envs(env);
         command.current_dir(folder.path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the server's program");
         let output = Arc::new(Mutex::new(String::new()));
@@ -181,7 +185,7 @@ impl Drop for Server {
             let output = self.output();
             let tail: Vec<&str> = output.lines().rev().take(30).collect();
             eprintln!("the server's last lines:");
-            tail.iter().rev().for_each(|line| eprintln!("  {}", &line[..line.floor_char_boundary(400)]));
+            tail.iter().rev().for_each(|line| eprintln!("  {}", line.chars().take(400).collect::<String>()));
         }
         if matches!(self.child.try_wait(), Ok(None)) {
             self.signal("TERM");

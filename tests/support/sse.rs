@@ -99,7 +99,8 @@ impl Sse {
                 self.heartbeats += 1;
                 continue;
             }
-            let name = line.strip_prefix("event: ").unwrap_or_else(|| panic!("an event's name, not {line:?}"));
+            let name =
+                line.strip_prefix("event: ").unwrap_or_else(|| panic!("an event's name, not {line:?}"));
             let mut data: Option<String> = None;
             loop {
                 let line = self.take_line();

@@ -63,7 +63,13 @@ pub fn all(viewer: &Viewer) -> Vec<Stream> {
         plain("public:local", "public/local", &channel("public:local"), true, true),
         plain("public:local:media", "public/local?only_media=1", &channel("public:local:media"), true, true),
         plain("public:remote", "public/remote", &channel("public:remote"), true, false),
-        plain("public:remote:media", "public/remote?only_media=on", &channel("public:remote:media"), true, false),
+        plain(
+            "public:remote:media",
+            "public/remote?only_media=on",
+            &channel("public:remote:media"),
+            true,
+            false,
+        ),
         tagged("hashtag", "hashtag", "timeline:hashtag:cafe"),
         tagged("hashtag:local", "hashtag/local", "timeline:hashtag:cafe:local"),
         Stream {

@@ -107,7 +107,9 @@ impl World {
         }
         wait_until("no metric counts a channel", PATIENCE, || {
             let page = self.server.get("/metrics").text();
-            page.lines().filter(|line| line.starts_with("connected_channels{")).all(|line| line.ends_with(" 0"))
+            page.lines()
+                .filter(|line| line.starts_with("connected_channels{"))
+                .all(|line| line.ends_with(" 0"))
         });
         self.server.until_metric("redis_subscriptions", &[], 0.0);
     }

@@ -104,7 +104,7 @@ impl Ws {
         self.expect(&format!("{{\"error\":\"{text}\",\"status\":{status}}}"));
     }
 
-    /// Reads until the connection ends, and gives the close frame if there was one with a code.
+    /// Reads until the server closes, gives the close frame if there was one with a code, and closes our half.
     #[track_caller]
     pub fn until_close(&mut self) -> Option<CloseFrame> {
         let end = Instant::now() + PATIENCE;
@@ -113,19 +113,20 @@ impl Ws {
             match self.socket.read() {
                 Ok(Message::Close(close)) => frame = close,
                 Ok(_) => {}
-                Err(Error::ConnectionClosed | Error::AlreadyClosed) => return frame,
-                Err(Error::Protocol(_)) => return frame,
-                Err(Error::Io(error)) if error.kind() == std::io::ErrorKind::ConnectionReset => return frame,
+                Err(Error::ConnectionClosed | Error::AlreadyClosed | Error::Protocol(_)) => break,
+                Err(Error::Io(error)) if error.kind() == std::io::ErrorKind::ConnectionReset => break,
                 Err(error) => panic!("{error} instead of a close"),
             }
             assert!(Instant::now() < end, "messages for ever instead of a close");
         }
+        let _ = self.socket.get_ref().shutdown(std::net::Shutdown::Both);
+        frame
     }
 
     /// Subscribes by message and comes back when the subscription is live: markers are published to `channel`
     /// until one arrives, and all that are still on their way are read.
     #[track_caller]
-    pub fn subscribe(&mut self, redis: &Redis, request: Value, channels: &[String]) {
+    pub fn subscribe(&mut self, redis: &Redis, request: Value, channels: &[impl AsRef<str>]) {
         let mut message = json!({"type": "subscribe"});
         message.as_object_mut().unwrap().extend(request.as_object().unwrap().clone());
         self.send_json(&message);
@@ -134,9 +135,9 @@ impl Ws {
 
     /// The waiting half of [`subscribe`](Self::subscribe).
     #[track_caller]
-    pub fn until_live(&mut self, redis: &Redis, channels: &[String]) {
+    pub fn until_live(&mut self, redis: &Redis, channels: &[impl AsRef<str>]) {
         redis.until_subscribed(channels);
-        let channel = channels.last().expect("a channel");
+        let channel = channels.last().expect("a channel").as_ref();
         let marker = |n: u32| format!("{{\"event\":\"probe\",\"payload\":\"{n}\"}}");
         let end = Instant::now() + PATIENCE;
         let mut n = 0;
@@ -150,7 +151,7 @@ impl Ws {
                 Err(Error::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => {}
                 Err(error) => panic!("{error} instead of a probe"),
             }
-            assert!(Instant::now() < end, "no subscription to {channels:?} came to life");
+            assert!(Instant::now() < end, "no subscription to {channel} came to life");
         }
         self.patience(PATIENCE);
         redis.publish(channel, &marker(0));
