@@ -26,7 +26,6 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::Notify;
 use tokio::time::Sleep;
 
 use super::handover::Handover;
@@ -92,6 +91,7 @@ pub(crate) async fn serve<S: Socket>(
     stream: Stream,
     peer: Peer,
     waiting_room: Arc<WaitingRoom>,
+    entered: Place,
 ) {
     let pipe = Arc::new(Pipe { stream, blocked: AtomicBool::new(false) });
     let visit = Arc::new(Visit { peer, busy: AtomicBool::new(false), handover: Mutex::new(None) });
@@ -104,10 +104,10 @@ pub(crate) async fn serve<S: Socket>(
     });
     let mut http = http(&door.limits).serve_connection(TokioIo::new(Io(Arc::clone(&pipe))), service);
     let end = {
-        let evict = Arc::new(Notify::new());
+        let evict = entered.evict();
         let mut evicted = pin!(evict.notified());
         let mut left = pin!(pipe.stream.left());
-        let mut place: Option<Place> = None;
+        let mut place = Some(entered);
         let mut stall: Option<Pin<Box<Sleep>>> = None;
         poll_fn(|cx| {
             if let Poll::Ready(result) = http.poll_without_shutdown(cx) {
@@ -170,8 +170,12 @@ pub(crate) async fn serve<S: Socket>(
         End::Evicted => {
             door.counters.evicted.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(?peer, "closed unidentified, to make room");
+            pipe.stream.reset();
         }
-        End::Stalled => tracing::debug!(?peer, "does not read its response"),
+        End::Stalled => {
+            tracing::debug!(?peer, "does not read its response");
+            pipe.stream.reset();
+        }
     }
 }
 
@@ -238,6 +242,12 @@ impl Stream {
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
     async fn left(&self) {
         std::future::pending().await
+    }
+
+    /// Makes the close that follows a reset: what the peer did not read does not linger in the kernel.
+    fn reset(&self) {
+        let linger = Some(Duration::ZERO);
+        let _ = on_either!(self, stream => socket2::SockRef::from(stream).set_linger(linger));
     }
 
     /// Ends our half and reads what still comes, bounded, so that the last response is not lost to a reset.

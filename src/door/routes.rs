@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
-use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, TRANSFER_ENCODING};
+use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Version};
 
 use super::connection::Visit;
@@ -113,19 +113,17 @@ async fn stream<S: Socket>(
     });
     match opened.await? {
         Some(handover) => wait_to_be_taken(visit, handover).await,
-        None => Ok(event_stream_head(request.version())),
+        None => Ok(event_stream_head()),
     }
 }
 
-/// The answer to HEAD on a stream's path: the head that GET would get.
-fn event_stream_head(version: Version) -> Response<Bytes> {
+/// The answer to HEAD on a stream's path: the head that GET would get, but for Transfer-Encoding, which
+/// hyper leaves out where no body follows.
+fn event_stream_head() -> Response<Bytes> {
     let mut response = Response::new(Bytes::new());
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(CACHE_CONTROL, NO_STORE);
-    if version == Version::HTTP_11 {
-        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-    }
     response
 }
 
