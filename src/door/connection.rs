@@ -39,7 +39,7 @@ pub(crate) struct Visit<S> {
     pub(crate) peer: Peer,
     /// A request is being answered.
     busy: AtomicBool,
-    handover: Mutex<Option<Handover<S>>>,
+    handover: Mutex<Option<Box<Handover<S>>>>,
 }
 
 impl<S> Visit<S> {
@@ -51,10 +51,10 @@ impl<S> Visit<S> {
 
     /// Leaves a client to be sent on. The request's future must stay pending from now on.
     pub(crate) fn leave(&self, handover: Handover<S>) {
-        *self.handover.lock().unwrap_or_else(PoisonError::into_inner) = Some(handover);
+        *self.handover.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(handover));
     }
 
-    fn take(&self) -> Option<Handover<S>> {
+    fn take(&self) -> Option<Box<Handover<S>>> {
         self.handover.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
@@ -76,7 +76,7 @@ enum End<S> {
     /// hyper is done with it.
     Closed(hyper::Result<()>),
     /// Its socket goes to a reactor.
-    Taken(Handover<S>),
+    Taken(Box<Handover<S>>),
     /// The client left while its request waited.
     Left,
     /// It made room for a newer one.
@@ -142,7 +142,7 @@ pub(crate) async fn serve<S: Socket>(
             // hyper's halves of the socket went with its parts.
             let Some(pipe) = Arc::into_inner(pipe) else { return };
             match pipe.stream.into_socket() {
-                Ok(socket) => door.send_on(handover, socket, read_ahead),
+                Ok(socket) => door.send_on(*handover, socket, read_ahead),
                 Err(error) => tracing::debug!(%error, "a socket could not be handed over"),
             }
         }

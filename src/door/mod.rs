@@ -1,6 +1,6 @@
 //! How clients come in: HTTP, tokens, and the way to a reactor.
 //!
-//! One current-thread tokio runtime. hyper reads a request; [`routes`](self) answers what is not a stream at
+//! One current-thread tokio runtime. hyper reads a request; `routes` answers what is not a stream at
 //! once; a stream's request is checked, its channels are held, and its socket is taken out of hyper and
 //! handed over, with the response head that the reactor will write. From then on no task, no buffer and no
 //! timer of this room belongs to that client.
