@@ -152,7 +152,7 @@ fn fan_out(event: &str, status: &Status, anonymous: &Value, personal: &Value) ->
 
 /// Everyone follows themselves and roughly half of the others.
 fn follows(follower: usize, author: usize) -> bool {
-    follower == author || (follower + author) % 2 == 0 || (author + 2 * follower) % 5 == 0
+    follower == author || (follower + author).is_multiple_of(2) || (author + 2 * follower).is_multiple_of(5)
 }
 
 fn body(event: &str, payload: &Value) -> String {
