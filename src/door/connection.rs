@@ -18,8 +18,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::Full;
 use hyper::Response;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -31,7 +29,7 @@ use tokio::time::Sleep;
 use super::handover::Handover;
 use super::headers::Peer;
 use super::listen::{Place, WaitingRoom};
-use super::{Door, Socket, routes};
+use super::{Door, PageBody, Socket, routes};
 use crate::limits::{LINGER_BYTES_MAX, Limits};
 
 /// What the service's future and the connection's task share.
@@ -97,10 +95,8 @@ pub(crate) async fn serve<S: Socket>(
     let visit = Arc::new(Visit { peer, busy: AtomicBool::new(false), handover: Mutex::new(None) });
     let service = service_fn(|request| {
         let (door, visit) = (Arc::clone(&door), Arc::clone(&visit));
-        Box::pin(async move {
-            let response = routes::answer(&door, &visit, request).await;
-            Ok::<_, Infallible>(response.map(Full::new))
-        }) as ResponseFuture
+        Box::pin(async move { Ok::<_, Infallible>(routes::answer(&door, &visit, request).await) })
+            as ResponseFuture
     });
     let mut http = http(&door.limits).serve_connection(TokioIo::new(Io(Arc::clone(&pipe))), service);
     let end = {
@@ -182,7 +178,7 @@ pub(crate) async fn serve<S: Socket>(
 const REQUEST_TIMEOUT: &[u8] =
     b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
 
-type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response<Full<Bytes>>, Infallible>> + Send>>;
+type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response<PageBody>, Infallible>> + Send>>;
 
 /// hyper's own limit of 100 headers stands: it keeps them on the stack.
 fn http(limits: &Limits) -> http1::Builder {
