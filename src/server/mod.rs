@@ -11,7 +11,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::clock::Clock;
-use crate::config::{Config, DatabaseHost, Listen, Mode, Redis, RedisEndpoint};
+use crate::config::{Config, DatabaseHost, Listen, Mode, Redis};
 use crate::core::gate::Gate;
 use crate::core::handover::{Delivery, Viewer};
 use crate::core::mailbox::Mailbox;
@@ -20,9 +20,10 @@ use crate::demo::{self, Demo};
 use crate::door::{self, Directory, Door, Listener, MemoryDirectory};
 use crate::limits::LINGER;
 use crate::reactor::{Links, Reactor, Socket};
-use crate::redis::headroom::{Headroom, Held, OutputLimits};
+use crate::redis::headroom::Headroom;
 use crate::redis::ingest::{self, Ingest};
 use crate::redis::presence;
+use crate::redis::stats::IngestStats;
 use crate::status::{self, Process, Status};
 
 /// Why the server could not start or had to end: one line for the person who started it.
@@ -72,8 +73,7 @@ async fn serve(mut config: Config) -> Result<(), Failure> {
     let mailboxes: Vec<Arc<Mailbox<Delivery<Socket>>>> = reactors.iter().map(Reactor::inbox).collect();
     let clients: Arc<[AtomicUsize]> = reactors.iter().map(|_| AtomicUsize::new(0)).collect();
 
-    let started = Instant::now() - clock.now();
-    let (presence_requests, presence) = presence::new(redis.clone(), &limits, started);
+    let (presence_requests, presence) = presence::new(redis.clone(), &limits, clock);
     let headroom = presence.headroom();
     let pool = pool(&config)?;
     let directory: Option<Arc<dyn Directory>> = match (&pool, &demo) {
@@ -130,7 +130,7 @@ async fn serve(mut config: Config) -> Result<(), Failure> {
             // The receiver ends with the process.
             requests: Box::new(move |request| drop(requests.send(request))),
             gate: Arc::clone(&gate),
-            headroom_half_used: half_used(Arc::clone(&headroom)),
+            headroom_half_used: half_used(Arc::clone(&headroom), ingest.stats(), clock),
             load: Arc::clone(&clients),
             clock,
         };
@@ -146,7 +146,7 @@ async fn serve(mut config: Config) -> Result<(), Failure> {
             reactors: mailboxes.clone(),
             stage: None,
             presence: presence_requests,
-            started,
+            clock,
         })
         .map_err(|error| no_thread(&error))?;
     if config.mode == Mode::NoDatabase {
@@ -241,17 +241,8 @@ fn raise_descriptor_limit() -> u64 {
 
 fn redis_options(config: &Config) -> Result<crate::redis::Options, Failure> {
     let redis = &config.redis;
-    let RedisEndpoint::Tcp { at, tls: false } = &redis.endpoint else {
-        return Err(Failure(format!("{}: this kind of address is not supported yet", redis.variable)));
-    };
-    Ok(crate::redis::Options {
-        address: crate::redis::Address::Tcp { host: at.host.clone(), port: at.port },
-        username: redis.user.clone(),
-        password: redis.password.as_ref().map(|secret| crate::redis::Secret::new(secret.expose())),
-        db: redis.db,
-        namespace: redis.namespace.clone(),
-        ..crate::redis::Options::default()
-    })
+    crate::redis::Options::new(redis)
+        .ok_or_else(|| Failure(format!("{}: this kind of address is not supported yet", redis.variable)))
 }
 
 fn pool(config: &Config) -> Result<Option<Pool>, Failure> {
@@ -308,13 +299,11 @@ fn listen_address(listen: &Listen) -> door::Address {
     }
 }
 
-/// Whether Redis holds half of what it is willing to hold for us.
-fn half_used(headroom: Arc<Headroom>) -> Box<dyn Fn() -> bool + Send> {
+/// Whether half of Redis's patience with the present pause is used up.
+fn half_used(headroom: Arc<Headroom>, stats: Arc<IngestStats>, clock: Clock) -> Box<dyn Fn() -> bool + Send> {
     Box::new(move || {
-        let reading = headroom.read();
-        let Held::Bytes(held) = reading.held else { return false };
-        let OutputLimits { hard_bytes, soft_bytes, .. } = reading.limits;
-        let half = |limit: u64| limit > 0 && held >= limit / 2;
-        half(hard_bytes) || half(soft_bytes)
+        let now = clock.now();
+        let rate = stats.rate_before_pause.load(Ordering::Relaxed);
+        stats.pause(now).is_some_and(|paused| headroom.read().is_half_used(now, paused, rate))
     })
 }
