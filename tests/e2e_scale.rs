@@ -81,7 +81,9 @@ impl Client {
         }
         loop {
             let rest = &self.inbox[used..];
-            let Some((length, body)) = (if self.websocket { frame(rest) } else { chunk(rest) }) else { break };
+            let Some((length, body)) = (if self.websocket { frame(rest) } else { chunk(rest) }) else {
+                break;
+            };
             if body.windows(6).any(|bytes| bytes == b"update") {
                 let number = number(body);
                 assert_eq!(number, self.next, "order, once: {}", String::from_utf8_lossy(body));

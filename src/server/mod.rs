@@ -2,11 +2,13 @@
 
 mod pages;
 mod sources;
+mod systemd;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
@@ -168,7 +170,14 @@ async fn serve(mut config: Config) -> Result<(), Failure> {
         // An error is the sender's end, which means the same.
         let _ = stopped.changed().await;
     }));
+    systemd::tell(NotifyState::Ready);
+    let ingest = Arc::new(ingest);
+    let watched = Arc::downgrade(&ingest);
+    tokio::spawn(systemd::watchdog(mailboxes.clone(), move || {
+        watched.upgrade().is_some_and(|ingest| !ingest.has_ended())
+    }));
     signals.next().await;
+    systemd::tell(NotifyState::Stopping);
     // The listening socket closes first, so that a successor can bind at once.
     draining.store(true, Ordering::Relaxed);
     drop(stop);
@@ -179,7 +188,9 @@ async fn serve(mut config: Config) -> Result<(), Failure> {
         () = drain(&mailboxes, &clients, limits.drain) => {}
         () = signals.next() => tracing::info!("a second signal: ending at once"),
     }
-    ingest.stop();
+    if let Some(ingest) = Arc::into_inner(ingest) {
+        ingest.stop();
+    }
     Ok(())
 }
 

@@ -140,7 +140,10 @@ async fn errors_over_http_are_json() {
 
     world.directory.is_down.store(true, Ordering::Relaxed);
     let down = world.ask(&get("/api/v1/streaming/user?access_token=alice")).await;
-    assert_eq!(down.is_web("500 Internal Server Error").body, error("An unexpected error occurred"));
+    assert_eq!(
+        down.is_web("503 Service Unavailable").body,
+        error("The database is not available, try again later")
+    );
     assert_eq!(world.door.counters().refused(Reason::Database), 1);
     assert_eq!(world.door.coming(), 0);
 }
