@@ -201,7 +201,7 @@ mod tests {
             "update timeline:public:remote:media",
             "update timeline:hashtag:tides",
             "update timeline:hashtag:tides:local",
-            "update timeline:hashtag:समुद्र",
+            "update timeline:hashtag:समुदर",
             "update timeline:ID",
             "update timeline:list:1",
             "status.update timeline:public",
