@@ -76,8 +76,17 @@ pub struct Setup<S> {
 pub struct Pages {
     /// Asked for every GET and HEAD whose path the door does not know itself; none is "unknown channel".
     pub source: Option<PageSource>,
-    /// The demo's page at `/`, HTML.
-    pub demo: Option<Bytes>,
+    /// The demo's page at `/`.
+    pub demo: Option<DemoPage>,
+}
+
+/// The demo's page.
+#[derive(Clone, Debug)]
+pub struct DemoPage {
+    /// All of it.
+    pub html: Bytes,
+    /// Its `Content-Security-Policy`.
+    pub security_policy: &'static str,
 }
 
 /// Finds pages by path. Called on the door's thread: it must not block.

@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
-use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Version};
 
 use super::connection::Visit;
@@ -194,7 +194,10 @@ async fn page<S: Socket>(
         return Some(response);
     }
     if let Some(demo) = door.pages.demo.as_ref().filter(|_| path == "/") {
-        return Some(text(StatusCode::OK, "text/html; charset=utf-8", demo.clone()));
+        let mut page = text(StatusCode::OK, "text/html; charset=utf-8", demo.html.clone());
+        let policy = HeaderValue::from_static(demo.security_policy);
+        page.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
+        return Some(page);
     }
     let made = door.pages.source.as_ref()?(&PageRequest {
         path: if is_page(path, "/metrics") { "/metrics" } else { path },

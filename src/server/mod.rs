@@ -116,7 +116,10 @@ async fn serve(mut config: Config) -> Result<(), Failure> {
         clients: Arc::clone(&clients),
         pages: door::Pages {
             source: Some(pages::source(status, status::Listener::Main)),
-            demo: demo.as_ref().map(|demo| demo::page::html(demo.broker_address()).into()),
+            demo: demo.as_ref().map(|demo| door::DemoPage {
+                html: demo::page::html(demo.broker_address()).into(),
+                security_policy: demo::page::CONTENT_SECURITY_POLICY,
+            }),
         },
     });
     // Set once, here.
@@ -146,7 +149,10 @@ async fn serve(mut config: Config) -> Result<(), Failure> {
             limits: limits.clone(),
             gate,
             reactors: mailboxes.clone(),
-            stage: None,
+            stage: match &demo {
+                Some(_) => Some(demo::stage::start(mailboxes.clone()).map_err(|error| no_thread(&error))?),
+                None => None,
+            },
             presence: presence_requests,
             clock,
         })

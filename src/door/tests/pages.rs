@@ -42,7 +42,8 @@ async fn pages_answer_as_mastodons_server_does() {
 #[tokio::test]
 async fn other_rooms_pages_come_after_the_fixed_ones() {
     let world = World::with(|setup| {
-        setup.pages.demo = Some(Bytes::from_static(b"<p>posts</p>"));
+        let html = Bytes::from_static(b"<p>posts</p>");
+        setup.pages.demo = Some(DemoPage { html, security_policy: "default-src 'self'" });
         setup.pages.source = Some(Arc::new(|request| {
             assert!(request.peer.is_local());
             let page =
