@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-#[path = "support/postgres.rs"]
+#[path = "support/db_server.rs"]
 mod postgres;
 
 use std::time::Duration;

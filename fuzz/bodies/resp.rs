@@ -81,7 +81,8 @@ pub fn framed(stream: &[u8], splits: &[u8]) -> (Vec<Seen>, Option<ProtocolError>
                             Seen::Message(channel.of(&held).to_vec(), payload.of(&held).to_vec())
                         }
                         Found::BodyEnd => {
-                            let (channel, body, _) = body.take().expect("a body has begun");
+                            let (channel, body, _) =
+                                body.take().unwrap_or_else(|| panic!("no body has begun"));
                             Seen::Message(channel, body)
                         }
                         Found::Subscribed { channel, count } => {
@@ -110,7 +111,7 @@ pub fn framed(stream: &[u8], splits: &[u8]) -> (Vec<Seen>, Option<ProtocolError>
 fn compare(stream: &[u8], seen: &[Seen], error: Option<ProtocolError>) {
     // It reads RESP2: a push is an array to it, and it does not know `_`.
     let mapped: Vec<u8> = stream.iter().map(|byte| if *byte == b'>' { b'*' } else { *byte }).collect();
-    let has_null = stream.windows(3).any(|bytes| bytes == b"_\r\n");
+    let has_null = stream.starts_with(b"_") || stream.windows(2).any(|bytes| bytes == b"\n_");
     let mut at = 0;
     for k in 0.. {
         // It has no limits of its own, not even on nesting.

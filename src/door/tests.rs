@@ -11,7 +11,6 @@ use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
-use smallvec::SmallVec;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -348,4 +347,12 @@ fn upgrade(target: &str, headers: &str) -> String {
         "GET {target} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{headers}\r\n"
     )
+}
+
+/// A page, the same on any path.
+fn one_page(body: Bytes) -> PageSource {
+    Arc::new(move |_| {
+        let response = hyper::Response::new(body.clone().into());
+        Some(Box::pin(async { response }) as PageFuture)
+    })
 }

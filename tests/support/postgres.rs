@@ -1,224 +1,242 @@
-//! A private PostgreSQL for tests: its own data directory and unix socket in a temporary folder, no TCP,
-//! ended when the test's process ends in whatever way.
+//! A private PostgreSQL per test process, with Mastodon's tables.
 //!
-//! PostgreSQL refuses to run as root; as root it runs as `postgres` (or `nobody`). A shell supervises it: the
-//! test holds the write end of the shell's standard input, and its end means the end of the server and of
-//! the folder. Where PostgreSQL is not installed, [`Postgres::start`] says so and gives none.
+//! `initdb` runs once per machine and schema; the result is kept in Cargo's folder for test files and copied.
+//! PostgreSQL refuses to run as root: then the user `postgres` runs it.
 
-#![allow(dead_code, clippy::expect_used, clippy::unwrap_used)]
-
-use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc;
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
-use tidegate::db::{Host, Options};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{NoTls, Row};
 
-/// The tables that the server reads.
-pub const SCHEMA: &str = include_str!("../schema.sql");
+use super::machine::{Folder, PATIENCE, Service, free_port, left_out, program, wait_until};
 
-/// A running server, ended when dropped.
+const SCHEMA: &str = include_str!("../schema.sql");
+const DATABASE: &str = "mastodon_test";
+
+/// A running PostgreSQL.
 pub struct Postgres {
-    supervisor: Child,
-    stdin: Option<ChildStdin>,
-    /// Holds the data directory and the socket.
-    pub dir: PathBuf,
-    bin: PathBuf,
-    user: Option<&'static str>,
-    databases: AtomicU32,
+    pub port: u16,
+    pub service: Service,
 }
 
-/// Where Debian or the PATH has the server's programs, the newest version first.
-pub fn find_binaries() -> Option<PathBuf> {
-    let mut found: Vec<(u32, PathBuf)> = std::fs::read_dir("/usr/lib/postgresql")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path().join("bin"))))
-        .filter(|(_, bin)| bin.join("initdb").exists())
-        .collect();
-    found.sort();
-    if let Some((_, bin)) = found.pop() {
-        return Some(bin);
-    }
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).find(|dir| dir.join("initdb").exists() && dir.join("postgres").exists())
-}
-
-fn is_root() -> bool {
-    let output = Command::new("id").arg("-u").output().expect("id runs");
-    output.stdout.trim_ascii() == b"0"
-}
-
-fn known(user: &str) -> bool {
-    Command::new("id").arg("-u").arg(user).output().is_ok_and(|output| output.status.success())
-}
-
-/// A command that runs as `user`, if one is given.
-fn command_as(user: Option<&str>, program: &Path) -> Command {
-    let Some(user) = user else { return Command::new(program) };
-    let mut command = Command::new("setpriv");
-    let group = String::from_utf8(Command::new("id").arg("-g").arg(user).output().expect("id runs").stdout);
-    command.arg("--reuid").arg(user).arg("--regid").arg(group.expect("a number").trim());
-    command.arg("--clear-groups").arg("--").arg(program);
-    command
+/// This process's PostgreSQL, shared by all tests that do not need one of their own.
+pub fn shared() -> Option<&'static Postgres> {
+    static SHARED: OnceLock<Option<Postgres>> = OnceLock::new();
+    SHARED.get_or_init(Postgres::start).as_ref()
 }
 
 impl Postgres {
-    /// Starts a server, or says on standard error why the calling test is left out.
+    /// Starts one, or gives `None` where it is not installed.
     pub fn start() -> Option<Postgres> {
-        Self::start_with(&[])
+        Postgres::start_with(None, &[])
     }
 
-    /// Starts a server with more settings (`name=value`).
-    pub fn start_with(settings: &[&str]) -> Option<Postgres> {
-        let Some(bin) = find_binaries() else {
-            eprintln!("LEFT OUT: this test needs PostgreSQL (Debian: apt-get install postgresql)");
-            return None;
-        };
-        let user = if is_root() {
-            let user = ["postgres", "nobody"].into_iter().find(|user| known(user));
-            if user.is_none() {
-                eprintln!("LEFT OUT: PostgreSQL does not run as root, and there is no user to run it as");
-                return None;
+    /// Starts one on a given port, with further settings (`name=value`).
+    pub fn start_with(port: Option<u16>, settings: &[&str]) -> Option<Postgres> {
+        let template = template()?;
+        for _ in 0..10 {
+            let folder = Folder::new("pg");
+            let data = folder.path().join("data");
+            copy(&template, &data);
+            let service = run(folder, port.unwrap_or_else(free_port), settings);
+            if let Some(postgres) = service.ready() {
+                return Some(postgres);
             }
-            user
-        } else {
-            None
-        };
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("tidegate-pg-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let dir = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&dir).expect("a temporary folder");
-        if let Some(user) = user {
-            assert!(Command::new("chown").arg(user).arg(&dir).status().expect("chown runs").success());
         }
-        let data = dir.join("data");
-        let output = command_as(user, &bin.join("initdb"))
-            .current_dir(&dir)
-            .args(["--no-sync", "--auth=trust", "--username=mastodon", "--encoding=UTF8", "--locale=C", "-D"])
-            .arg(&data)
-            .output()
-            .expect("initdb runs");
-        assert!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
-        let mut conf = String::from("listen_addresses = ''\nfsync = off\nmax_connections = 60\n");
-        conf.push_str(&format!("unix_socket_directories = '{}'\n", dir.display()));
-        for setting in settings {
-            let (name, value) = setting.split_once('=').expect("name=value");
-            conf.push_str(&format!("{name} = '{value}'\n"));
-        }
-        let mut file =
-            std::fs::OpenOptions::new().append(true).open(data.join("postgresql.conf")).expect("its conf");
-        file.write_all(conf.as_bytes()).expect("its conf");
-        let (supervisor, stdin) = Self::launch(user, &bin, &dir);
-        let server =
-            Postgres { supervisor, stdin: Some(stdin), dir, bin, user, databases: AtomicU32::new(0) };
-        Some(server)
+        panic!("PostgreSQL found no free port in ten attempts");
     }
 
-    fn launch(user: Option<&'static str>, bin: &Path, dir: &Path) -> (Child, ChildStdin) {
-        let script = "\"$1\" -D \"$2\" </dev/null & pid=$!; read line; \
-                      case $line in keep-crash) kill -QUIT $pid;; *) kill -INT $pid;; esac; wait $pid; \
-                      case $line in keep*) ;; *) rm -rf \"$3\";; esac";
-        let mut supervisor = command_as(user, Path::new("/bin/sh"))
-            .current_dir(dir)
-            .args(["-c", script, "sh"])
-            .arg(bin.join("postgres"))
-            .arg(dir.join("data"))
-            .arg(dir)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the supervising shell runs");
-        let stdin = supervisor.stdin.take().expect("piped");
-        let mut log = BufReader::new(supervisor.stderr.take().expect("piped"));
-        let (ready, is_ready) = mpsc::channel();
-        std::thread::spawn(move || {
-            let mut seen = String::new();
-            loop {
-                let before = seen.len();
-                match log.read_line(&mut seen) {
-                    Ok(0) | Err(_) => {
-                        let _ = ready.send(Err(seen));
-                        return;
-                    }
-                    Ok(_) if seen[before..].contains("ready to accept connections") => break,
-                    Ok(_) => {}
-                }
-            }
-            let _ = ready.send(Ok(()));
-            let _ = log.read_to_string(&mut String::new());
+    fn ready(self) -> Option<Postgres> {
+        let mut up = false;
+        wait_until("PostgreSQL answers or ends", Duration::from_secs(60), || {
+            up = self.service.log().contains("database system is ready to accept connections");
+            up || self.service.is_gone()
         });
-        match is_ready.recv_timeout(Duration::from_secs(60)) {
-            Ok(Ok(())) => {}
-            Ok(Err(log)) => panic!("PostgreSQL did not start: {log}"),
-            Err(_) => panic!("PostgreSQL did not start within a minute"),
-        }
-        (supervisor, stdin)
+        up.then_some(self)
     }
 
-    /// Stops the server: connections are ended, data stays. `crash` ends it without a goodbye.
-    pub fn stop(&mut self, crash: bool) {
-        let mut stdin = self.stdin.take().expect("it runs");
-        stdin.write_all(if crash { b"keep-crash\n" } else { b"keep\n" }).expect("the shell listens");
-        drop(stdin);
-        self.supervisor.wait().expect("it ends");
+    /// What `DATABASE_URL` says to reach a database of it.
+    pub fn url(&self, database: &str) -> String {
+        format!("postgres://mastodon@127.0.0.1:{}/{database}", self.port)
     }
 
-    /// Starts it again after [`stop`](Self::stop).
-    pub fn start_again(&mut self) {
-        let (supervisor, stdin) = Self::launch(self.user, &self.bin, &self.dir);
-        (self.supervisor, self.stdin) = (supervisor, Some(stdin));
+    /// A connection to the database that all tests share.
+    pub fn database(&self) -> Database {
+        self.open(DATABASE)
     }
 
-    /// How to connect to that database.
-    pub fn options(&self, dbname: &str) -> Options {
-        Options {
-            host: Host::Unix(self.dir.clone()),
-            user: "mastodon".into(),
-            dbname: dbname.into(),
-            ..Options::default()
-        }
+    pub fn open(&self, name: &str) -> Database {
+        Database::connect(self.port, name)
     }
 
-    /// A fresh database with the tables and nothing in them; its name.
-    pub fn database(&self) -> String {
-        let name = format!("test_{}", self.databases.fetch_add(1, Ordering::Relaxed));
-        self.psql("postgres", &format!("CREATE DATABASE {name} TEMPLATE template0"));
-        self.psql(&name, SCHEMA);
-        name
-    }
-
-    /// Runs SQL through `psql`, in one session, and gives what it printed (unaligned, no headings).
-    pub fn psql(&self, dbname: &str, sql: &str) -> String {
-        let mut child = Command::new(self.bin.join("psql"))
-            .args(["--no-psqlrc", "-qAt", "-v", "ON_ERROR_STOP=1", "-U", "mastodon", "-d", dbname, "-h"])
-            .arg(&self.dir)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("psql runs");
-        let mut stdin = child.stdin.take().expect("piped");
-        let sql = sql.to_owned();
-        let writer = std::thread::spawn(move || stdin.write_all(sql.as_bytes()));
-        let output = child.wait_with_output().expect("psql ends");
-        let _ = writer.join();
-        assert!(output.status.success(), "psql: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).expect("UTF-8")
+    /// A copy of the empty database for one test alone.
+    pub fn own_database(&self) -> Database {
+        static COUNT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+        let name = format!("own_{}", COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        self.open("postgres").run(&format!("CREATE DATABASE {name} TEMPLATE mastodon_empty"));
+        self.open(&name)
     }
 }
 
-impl Drop for Postgres {
-    fn drop(&mut self) {
-        if let Some(stdin) = self.stdin.take() {
-            drop(stdin);
-            let _ = self.supervisor.wait();
-        } else {
-            let _ = std::fs::remove_dir_all(&self.dir);
-        }
+/// A connection for fixtures.
+pub struct Database {
+    pub name: String,
+    inner: Mutex<(tokio::runtime::Runtime, tokio_postgres::Client)>,
+}
+
+impl Database {
+    fn connect(port: u16, name: &str) -> Database {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let config = format!("host=127.0.0.1 port={port} user=mastodon dbname={name}");
+        let client = runtime.block_on(async {
+            let (client, connection) =
+                tokio_postgres::connect(&config, NoTls).await.expect("PostgreSQL answers");
+            tokio::spawn(connection);
+            client
+        });
+        Database { name: name.to_owned(), inner: Mutex::new((runtime, client)) }
     }
+
+    /// Runs statements without parameters.
+    #[track_caller]
+    pub fn run(&self, sql: &str) {
+        let guard = self.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        guard.0.block_on(guard.1.batch_execute(sql)).unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    }
+
+    #[track_caller]
+    pub fn rows(&self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Vec<Row> {
+        let guard = self.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        guard.0.block_on(guard.1.query(sql, values)).unwrap_or_else(|error| panic!("{sql}: {error:?}"))
+    }
+
+    /// The first column of the first row, a bigint.
+    #[track_caller]
+    pub fn id(&self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> i64 {
+        self.rows(sql, values).first().expect("a row").get(0)
+    }
+}
+
+/// Root cannot run PostgreSQL; `postgres` can.
+fn as_postgres() -> &'static [String] {
+    static PREFIX: OnceLock<Vec<String>> = OnceLock::new();
+    PREFIX.get_or_init(|| {
+        let root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout == b"0\n");
+        let words: &[&str] =
+            if root { &["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] } else { &[] };
+        words.iter().map(|&word| word.to_owned()).collect()
+    })
+}
+
+fn command(words: &[&str]) -> Vec<String> {
+    as_postgres().iter().cloned().chain(words.iter().map(|&word| word.to_owned())).collect()
+}
+
+fn run(folder: Folder, port: u16, settings: &[&str]) -> Postgres {
+    let postgres = program("postgres").expect("postgres");
+    let data = folder.path().join("data").to_str().unwrap().to_owned();
+    let (port_text, socket) = (port.to_string(), folder.path().to_str().unwrap().to_owned());
+    let mut words = vec![postgres.to_str().unwrap(), "-D", &data, "-p", &port_text, "-k", &socket];
+    let fast = [
+        "listen_addresses=127.0.0.1",
+        "fsync=off",
+        "synchronous_commit=off",
+        "full_page_writes=off",
+        "max_connections=400",
+        "shared_buffers=64MB",
+        "autovacuum=off",
+    ];
+    for setting in fast.iter().chain(settings) {
+        words.extend(["-c", setting]);
+    }
+    own(folder.path());
+    Postgres { port, service: Service::start(folder, "QUIT", &command(&words)) }
+}
+
+/// Gives a folder (not what is in it) to the user who runs PostgreSQL.
+fn own(path: &Path) {
+    if !as_postgres().is_empty() {
+        let done = Command::new("chown").arg("postgres:postgres").arg(path).status();
+        assert!(done.is_ok_and(|status| status.success()), "chown {}", path.display());
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    let done = Command::new("cp").arg("-a").arg(from).arg(to).status();
+    assert!(done.is_ok_and(|status| status.success()), "cp -a {}", from.display());
+}
+
+/// The data folder that all are copied from, made once.
+fn template() -> Option<PathBuf> {
+    static TEMPLATE: OnceLock<Option<PathBuf>> = OnceLock::new();
+    TEMPLATE.get_or_init(make_template).clone()
+}
+
+fn make_template() -> Option<PathBuf> {
+    let initdb = program("initdb")?;
+    program("postgres")?;
+    let Some(version) = try_run(&[initdb.to_str().unwrap(), "--version"]) else {
+        left_out("needs a user named postgres, since PostgreSQL does not run as root");
+        return None;
+    };
+    let version: String = version.chars().filter(char::is_ascii_alphanumeric).collect();
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{version}-{:08x}", crc(SCHEMA)));
+    std::fs::create_dir_all(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let lock = std::fs::File::create(kept.with_extension("lock")).unwrap();
+    lock.lock().unwrap();
+    if kept.is_dir() {
+        return Some(kept);
+    }
+    let folder = Folder::new("initdb");
+    own(folder.path());
+    let data = folder.path().join("data");
+    let words = [
+        initdb.to_str().unwrap(),
+        "-D",
+        data.to_str().unwrap(),
+        "-U",
+        "mastodon",
+        "--auth=trust",
+        "--encoding=UTF8",
+        "--locale=C",
+        "--no-sync",
+    ];
+    try_run(&words).expect("initdb");
+    let postgres = run(folder, free_port(), &[]).ready().expect("PostgreSQL starts on its new data");
+    let admin = postgres.open("postgres");
+    for name in ["mastodon_empty", DATABASE] {
+        admin.run(&format!("CREATE DATABASE {name}"));
+        postgres.open(name).run(SCHEMA);
+    }
+    drop(admin);
+    let (data, pid) = (postgres.service.folder().join("data"), postgres.service.pid());
+    super::machine::signal(pid, "INT");
+    wait_until("PostgreSQL has shut down", PATIENCE, || postgres.service.is_gone());
+    let half = kept.with_extension("half");
+    let _ = std::fs::remove_dir_all(&half);
+    copy(&data, &half);
+    std::fs::rename(&half, &kept).unwrap();
+    Some(kept)
+}
+
+fn try_run(words: &[&str]) -> Option<String> {
+    let words = command(words);
+    let output = Command::new(&words[0])
+        .args(&words[1..])
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Tells schemas apart in a file name.
+fn crc(text: &str) -> u32 {
+    text.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }

@@ -7,14 +7,14 @@ const CLIENT: ClientId = ClientId { reactor: 1, index: 5, generation: 2 };
 
 /// The second reactor, which asks and gets answers.
 struct Reactor {
-    requests: mpsc::Sender<SessionRequest>,
+    requests: mpsc::UnboundedSender<SessionRequest>,
     mailbox: Arc<Mailbox<Delivery<Fake>>>,
     woken: Arc<Notify>,
 }
 
 impl Reactor {
     fn new(world: &World) -> Reactor {
-        let (requests, asked) = mpsc::channel(16);
+        let (requests, asked) = mpsc::unbounded_channel();
         let woken = Arc::new(Notify::new());
         let wake = Arc::clone(&woken);
         let mailbox = Arc::new(Mailbox::new(move || wake.notify_one()));
@@ -25,7 +25,7 @@ impl Reactor {
     }
 
     async fn want(&self, want: Want) {
-        self.requests.send(SessionRequest { client: CLIENT, viewer: ALICE, want }).await.unwrap();
+        self.requests.send(SessionRequest { client: CLIENT, viewer: ALICE, want }).unwrap();
     }
 
     async fn answer(&self) -> Option<String> {

@@ -1,0 +1,9 @@
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use tidegate::proto;
+
+#[path = "../bodies/resp.rs"]
+mod body;
+
+fuzz_target!(|data: &[u8]| body::run(data));

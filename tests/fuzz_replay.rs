@@ -1,0 +1,49 @@
+//! What the fuzz targets do, on stable Rust: every seed and every input that once failed, through the same
+//! bodies as `cargo fuzz run`. A finding is kept as `fuzz/corpus/TARGET/regression-NAME`.
+
+use std::fs;
+use std::path::Path;
+
+use tidegate::proto;
+
+#[path = "../fuzz/bodies/resp.rs"]
+#[allow(dead_code)]
+mod resp;
+#[path = "../fuzz/bodies/ring.rs"]
+#[allow(dead_code)]
+mod ring;
+#[path = "../fuzz/bodies/ws_decode.rs"]
+#[allow(dead_code)]
+mod ws_decode;
+
+/// Runs `body` on every file of the target's corpus, and on every prefix of the small ones.
+fn replay(target: &str, body: fn(&[u8])) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
+    let mut inputs = 0;
+    for entry in fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
+        let path = entry.unwrap_or_else(|error| panic!("{}: {error}", folder.display())).path();
+        let input = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        eprintln!("{}", path.display());
+        body(&input);
+        if input.len() <= 512 {
+            (0..input.len()).for_each(|end| body(&input[..end]));
+        }
+        inputs += 1;
+    }
+    assert!(inputs > 0, "{} has no seeds", folder.display());
+}
+
+#[test]
+fn resp_corpus() {
+    replay("resp", resp::run);
+}
+
+#[test]
+fn ring_corpus() {
+    replay("ring", ring::run);
+}
+
+#[test]
+fn ws_decode_corpus() {
+    replay("ws_decode", ws_decode::run);
+}

@@ -1,0 +1,184 @@
+//! One test's surroundings: a Redis, rows in PostgreSQL, a running server, accounts with tokens.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::machine::{PATIENCE, left_out, peer, wait_until};
+use super::postgres::{self, Database, Postgres};
+use super::redis::Redis;
+use super::server::{Env, Server};
+
+/// See the module.
+pub struct World {
+    // The server goes first, so that it does not log the loss of the others.
+    pub server: Server,
+    pub env: Env,
+    pub redis: Redis,
+    pub db: Arc<Database>,
+}
+
+/// An account of this instance with a user and a token.
+#[derive(Clone)]
+pub struct Viewer {
+    pub account: u64,
+    pub user: i64,
+    pub token_id: i64,
+    pub token: String,
+    db: Arc<Database>,
+}
+
+/// Ids as Mastodon makes them: too large for a floating-point number to hold exactly.
+pub fn fresh_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    109_501_234_567_890_001 + 2 * NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+impl World {
+    /// A world, or `None` where something is missing on this machine.
+    pub fn start() -> Option<World> {
+        World::with(&[])
+    }
+
+    /// A world whose server has these variables besides.
+    pub fn with(variables: &[(&str, &str)]) -> Option<World> {
+        World::build(variables, |postgres| postgres.database())
+    }
+
+    /// A world with a database of its own: for tests that change settings of the whole instance.
+    pub fn with_own_database(variables: &[(&str, &str)]) -> Option<World> {
+        World::build(variables, Postgres::own_database)
+    }
+
+    fn build(variables: &[(&str, &str)], database: impl FnOnce(&Postgres) -> Database) -> Option<World> {
+        let (redis, postgres) = servers()?;
+        let db = Arc::new(database(postgres));
+        let mut env = environment(&redis, &postgres.url(&db.name));
+        for (name, value) in variables {
+            env.insert((*name).to_owned(), (*value).to_owned());
+        }
+        let server = Server::start(&env);
+        if peer().is_some() {
+            until_peer_is_ready(&redis);
+        }
+        Some(World { server, env, redis, db })
+    }
+
+    /// An account whose token has these scopes.
+    pub fn viewer(&self, scopes: &str) -> Viewer {
+        let account = self.account();
+        self.token_for(account, scopes)
+    }
+
+    /// An account of this instance without user or token.
+    pub fn account(&self) -> u64 {
+        let account = fresh_id();
+        let sql = "INSERT INTO accounts (id, username) VALUES ($1, $2)";
+        self.db.rows(sql, &[&(account as i64), &format!("u{account}")]);
+        account
+    }
+
+    fn token_for(&self, account: u64, scopes: &str) -> Viewer {
+        let sql = "INSERT INTO users (account_id, email) VALUES ($1, $2) RETURNING id";
+        let user = self.db.id(sql, &[&(account as i64), &format!("u{account}@social.example")]);
+        let (token_id, token) = self.token(user, scopes);
+        Viewer { account, user, token_id, token, db: Arc::clone(&self.db) }
+    }
+
+    /// A further token for a user.
+    pub fn token(&self, user: i64, scopes: &str) -> (i64, String) {
+        // Doorkeeper's tokens are 43 characters of unpadded base64url.
+        let token = format!("{:043}", fresh_id()).replace("00", "-A").replace('1', "_z");
+        let sql = "INSERT INTO oauth_access_tokens (token, scopes, resource_owner_id) VALUES ($1, $2, $3)
+            RETURNING id";
+        (self.db.id(sql, &[&token, &scopes, &user]), token)
+    }
+
+    /// Publishes until the server under test has it read: gives Redis's count of subscribers.
+    pub fn publish(&self, channel: &str, message: &str) -> i64 {
+        self.redis.publish(channel, message)
+    }
+
+    /// Waits until nothing of any client is left: no channel, no count.
+    #[track_caller]
+    pub fn until_empty(&self) {
+        self.redis.until_channels(&[]);
+        for kind in ["websocket", "eventsource"] {
+            self.server.until_metric("connected_clients", &[("type", kind)], 0.0);
+        }
+        wait_until("no metric counts a channel", PATIENCE, || {
+            let page = self.server.get("/metrics").text();
+            page.lines()
+                .filter(|line| line.starts_with("connected_channels{"))
+                .all(|line| line.ends_with(" 0"))
+        });
+        self.server.until_metric("redis_subscriptions", &[], 0.0);
+    }
+}
+
+/// Mastodon's server listens before its two Redis connections have finished their opening questions, and a
+/// client that is faster leaves its subscriber connection in a state that never unsubscribes.
+fn until_peer_is_ready(redis: &Redis) {
+    wait_until("the peer's Redis connections are ready", PATIENCE, || {
+        redis.command(&["CLIENT", "LIST"]).text().matches("cmd=info").count() >= 2
+    });
+}
+
+/// A Redis and the process's PostgreSQL, or a word on what is missing.
+pub fn servers() -> Option<(Redis, &'static Postgres)> {
+    let Some(postgres) = postgres::shared() else {
+        left_out("needs postgresql");
+        return None;
+    };
+    let Some(redis) = Redis::start() else {
+        left_out("needs redis-server");
+        return None;
+    };
+    Some((redis, postgres))
+}
+
+/// The variables a server needs for these.
+pub fn environment(redis: &Redis, database_url: &str) -> Env {
+    let pairs = [
+        ("NODE_ENV", "production".to_owned()),
+        ("LOG_LEVEL", "info".to_owned()),
+        ("BIND", "127.0.0.1".to_owned()),
+        ("PORT", "0".to_owned()),
+        ("REDIS_URL", redis.url()),
+        ("DATABASE_URL", database_url.to_owned()),
+        ("DB_POOL", "4".to_owned()),
+        ("DRAIN_SECONDS", "0".to_owned()),
+    ];
+    pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+impl Viewer {
+    /// A new list of the viewer's.
+    pub fn list(&self) -> i64 {
+        let sql = "INSERT INTO lists (account_id, title) VALUES ($1, 'list') RETURNING id";
+        self.db.id(sql, &[&(self.account as i64)])
+    }
+
+    /// The channel of the viewer's home timeline.
+    pub fn home(&self) -> String {
+        format!("timeline:{}", self.account)
+    }
+
+    /// The channels of the stream `user`.
+    pub fn user_channels(&self) -> Vec<String> {
+        vec![self.home(), format!("timeline:{}:notifications", self.account)]
+    }
+
+    pub fn system_channels(&self) -> [String; 2] {
+        [format!("timeline:access_token:{}", self.token_id), format!("timeline:system:{}", self.account)]
+    }
+
+    /// `Bearer …`
+    pub fn bearer(&self) -> String {
+        format!("Bearer {}", self.token)
+    }
+
+    /// Runs SQL in the viewer's database.
+    pub fn sql(&self, sql: &str) {
+        self.db.run(sql);
+    }
+}

@@ -1,0 +1,271 @@
+//! WebSocket clients: tungstenite for ordinary use, and frames by hand for what must be exact.
+
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tungstenite::client::IntoClientRequest;
+use tungstenite::protocol::CloseFrame;
+use tungstenite::{Error, Message, WebSocket};
+
+use super::http::{Connection, Head};
+use super::machine::PATIENCE;
+use super::redis::Redis;
+use super::server::Server;
+
+/// The key and its answer from RFC 6455, section 1.3.
+pub const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+pub const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+
+/// A WebSocket opened by tungstenite.
+pub struct Ws {
+    pub socket: WebSocket<TcpStream>,
+    pub response: tungstenite::handshake::client::Response,
+}
+
+impl Ws {
+    /// Opens `path` with the token as subprotocol, as browsers do.
+    #[track_caller]
+    pub fn open(server: &Server, path: &str, token: &str) -> Ws {
+        Ws::try_open(server.address(), path, &[("Sec-WebSocket-Protocol", token)]).expect("a WebSocket")
+    }
+
+    /// Opens `path` with these headers, or gives the refusal's status and `X-Error-Message`.
+    pub fn try_open(server: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Result<Ws, (u16, String)> {
+        let stream = TcpStream::connect_timeout(&server, PATIENCE).expect("the server accepts");
+        Ws::try_over(stream, path, headers)
+    }
+
+    pub fn try_over(stream: TcpStream, path: &str, headers: &[(&str, &str)]) -> Result<Ws, (u16, String)> {
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        let mut request = format!("ws://streaming.example{path}").into_client_request().expect("a request");
+        for (name, value) in headers {
+            let name: tungstenite::http::HeaderName = name.parse().unwrap();
+            request.headers_mut().append(name, value.parse().unwrap());
+        }
+        match tungstenite::client(request, stream) {
+            Ok((socket, response)) => Ok(Ws { socket, response }),
+            Err(tungstenite::HandshakeError::Failure(Error::Http(response))) => {
+                let text = response.headers().get("x-error-message");
+                let text = text.and_then(|value| value.to_str().ok()).unwrap_or_default();
+                Err((response.status().as_u16(), text.to_owned()))
+            }
+            Err(error) => panic!("no answer to a WebSocket handshake: {error}"),
+        }
+    }
+
+    pub fn patience(&self, time: Duration) {
+        self.socket.get_ref().set_read_timeout(Some(time)).unwrap();
+    }
+
+    #[track_caller]
+    pub fn send(&mut self, text: &str) {
+        self.socket.send(Message::text(text)).expect("a message to the server");
+    }
+
+    #[track_caller]
+    pub fn send_json(&mut self, value: &Value) {
+        self.send(&value.to_string());
+    }
+
+    /// The next text message; pings are answered on the way.
+    #[track_caller]
+    pub fn next(&mut self) -> String {
+        loop {
+            match self.socket.read() {
+                Ok(Message::Text(text)) => return text.as_str().to_owned(),
+                Ok(Message::Ping(_) | Message::Pong(_)) => {}
+                other => panic!("a text message, not {other:?}"),
+            }
+        }
+    }
+
+    #[track_caller]
+    pub fn next_json(&mut self) -> Value {
+        let text = self.next();
+        serde_json::from_str(&text).unwrap_or_else(|_| panic!("JSON, not {text:?}"))
+    }
+
+    /// Asserts the next message's exact bytes.
+    #[track_caller]
+    pub fn expect(&mut self, text: &str) {
+        assert_eq!(self.next(), text);
+    }
+
+    #[track_caller]
+    pub fn expect_event(&mut self, stream: &Value, event: &str, payload: &str) {
+        self.expect(&frame(stream, event, payload));
+    }
+
+    #[track_caller]
+    pub fn expect_error(&mut self, status: u16, text: &str) {
+        self.expect(&format!("{{\"error\":\"{text}\",\"status\":{status}}}"));
+    }
+
+    /// Reads until the server closes, gives the close frame if there was one with a code, and closes our half.
+    #[track_caller]
+    pub fn until_close(&mut self) -> Option<CloseFrame> {
+        let end = Instant::now() + PATIENCE;
+        let mut frame = None;
+        loop {
+            match self.socket.read() {
+                Ok(Message::Close(close)) => frame = close,
+                Ok(_) => {}
+                Err(Error::ConnectionClosed | Error::AlreadyClosed | Error::Protocol(_)) => break,
+                Err(Error::Io(error)) if error.kind() == std::io::ErrorKind::ConnectionReset => break,
+                Err(error) => panic!("{error} instead of a close"),
+            }
+            assert!(Instant::now() < end, "messages for ever instead of a close");
+        }
+        let _ = self.socket.get_ref().shutdown(std::net::Shutdown::Both);
+        frame
+    }
+
+    /// Subscribes by message and comes back when the subscription is live: markers are published to `channel`
+    /// until one arrives, and all that are still on their way are read.
+    #[track_caller]
+    pub fn subscribe(&mut self, redis: &Redis, request: Value, channels: &[impl AsRef<str>]) {
+        let mut message = json!({"type": "subscribe"});
+        message.as_object_mut().unwrap().extend(request.as_object().unwrap().clone());
+        self.send_json(&message);
+        self.until_live(redis, channels);
+    }
+
+    /// The waiting half of [`subscribe`](Self::subscribe).
+    #[track_caller]
+    pub fn until_live(&mut self, redis: &Redis, channels: &[impl AsRef<str>]) {
+        redis.until_subscribed(channels);
+        let channel = channels.last().expect("a channel").as_ref();
+        let marker = |n: u32| format!("{{\"event\":\"probe\",\"payload\":\"{n}\"}}");
+        let end = Instant::now() + PATIENCE;
+        let mut n = 0;
+        self.patience(Duration::from_millis(20));
+        loop {
+            n += 1;
+            redis.publish(channel, &marker(n));
+            match self.socket.read() {
+                Ok(Message::Text(_)) => break,
+                Ok(_) => {}
+                Err(Error::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(error) => panic!("{error} instead of a probe"),
+            }
+            assert!(Instant::now() < end, "no subscription to {channel} came to life");
+        }
+        self.patience(PATIENCE);
+        redis.publish(channel, &marker(0));
+        while self.next_json()["payload"] != "0" {}
+    }
+}
+
+/// A message as it stands on the wire: the keys in their order, the payload as a string.
+pub fn frame(stream: &Value, event: &str, payload: &str) -> String {
+    format!("{{\"stream\":{stream},\"event\":{},\"payload\":{}}}", json!(event), json!(payload))
+}
+
+/// One frame from the server.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Frame {
+    pub fin: bool,
+    pub opcode: u8,
+    pub payload: Vec<u8>,
+}
+
+/// A WebSocket whose frames are read and written by hand.
+pub struct RawWs {
+    pub head: Head,
+    pub connection: Connection,
+}
+
+/// The request that opens a WebSocket.
+pub fn upgrade(path: &str, headers: &[(&str, &str)]) -> String {
+    let mut all = vec![
+        ("Connection", "Upgrade"),
+        ("Upgrade", "websocket"),
+        ("Sec-WebSocket-Version", "13"),
+        ("Sec-WebSocket-Key", KEY),
+    ];
+    all.extend_from_slice(headers);
+    super::http::request("GET", path, &all)
+}
+
+impl RawWs {
+    #[track_caller]
+    pub fn open(server: &Server, path: &str, token: &str) -> RawWs {
+        let mut connection = server.connect();
+        let bearer = format!("Bearer {token}");
+        connection.send(upgrade(path, &[("Authorization", &bearer)]).as_bytes());
+        let head = connection.head();
+        assert_eq!(head.status, 101, "{head:?}");
+        assert_eq!(head.header("Sec-WebSocket-Accept"), Some(ACCEPT));
+        RawWs { head, connection }
+    }
+
+    /// A masked frame as clients send it, with the first byte (FIN, reserved bits, opcode) as given.
+    pub fn encode(first: u8, payload: &[u8]) -> Vec<u8> {
+        let mut out = vec![first];
+        match payload.len() {
+            length @ 0..=125 => out.push(0x80 | length as u8),
+            length @ 126..=0xffff => {
+                out.push(0x80 | 126);
+                out.extend((length as u16).to_be_bytes());
+            }
+            length => {
+                out.push(0x80 | 127);
+                out.extend((length as u64).to_be_bytes());
+            }
+        }
+        let mask = [0x37, 0xfa, 0x21, 0x3d];
+        out.extend(mask);
+        out.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, key)| byte ^ key));
+        out
+    }
+
+    #[track_caller]
+    pub fn send(&mut self, first: u8, payload: &[u8]) {
+        self.connection.send(&RawWs::encode(first, payload));
+    }
+
+    #[track_caller]
+    pub fn send_text(&mut self, text: &str) {
+        self.send(0x81, text.as_bytes());
+    }
+
+    /// The next frame; it must be unmasked, without reserved bits, its length in the shortest form.
+    #[track_caller]
+    pub fn next(&mut self) -> Frame {
+        let head = self.connection.take(2);
+        assert_eq!(head[0] & 0x70, 0, "reserved bits are set");
+        assert_eq!(head[1] & 0x80, 0, "a server's frame is masked");
+        let length = match head[1] {
+            126 => {
+                let bytes = self.connection.take(2);
+                let length = usize::from(u16::from_be_bytes([bytes[0], bytes[1]]));
+                assert!(length > 125, "a long form for a length of {length}");
+                length
+            }
+            127 => {
+                let bytes = self.connection.take(8);
+                let length = u64::from_be_bytes(bytes.try_into().unwrap()) as usize;
+                assert!(length > 0xffff, "the longest form for a length of {length}");
+                length
+            }
+            length => usize::from(length),
+        };
+        Frame { fin: head[0] & 0x80 != 0, opcode: head[0] & 0x0f, payload: self.connection.take(length) }
+    }
+
+    /// The next text frame's text.
+    #[track_caller]
+    pub fn next_text(&mut self) -> String {
+        loop {
+            let frame = self.next();
+            match frame.opcode {
+                1 if frame.fin => return String::from_utf8(frame.payload).expect("UTF-8"),
+                9 => self.send(0x8a, &frame.payload),
+                _ => panic!("a text frame, not {frame:?}"),
+            }
+        }
+    }
+}
