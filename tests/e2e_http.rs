@@ -350,7 +350,9 @@ fn a_wrong_setting_fails_the_start_and_is_named() {
         let status = server.until_exit();
         assert!(!status.success(), "{name}={value}: {status}");
         wait_until("the variable is named", PATIENCE, || server.output().contains(name));
-        assert!(server.output().contains(value), "{name}={value}: {}", server.output());
+        // What may hold a password is not repeated.
+        let shown = server.output().contains(value);
+        assert_eq!(shown, !name.ends_with("_URL"), "{name}={value}: {}", server.output());
         assert!(!server.output().contains("panicked"), "{}", server.output());
     }
 }

@@ -115,11 +115,14 @@ fn chunk(bytes: &[u8]) -> Option<(usize, &[u8])> {
     Some((line + 2 + length + 2, &bytes[line + 2..line + 2 + length]))
 }
 
-/// The status's id, which is its number behind a base.
+/// The status's id, which is its number behind a base; other ids (the author's) are smaller.
 fn number(body: &[u8]) -> u64 {
     let text = String::from_utf8_lossy(body).replace('\\', "");
-    let id = text.split_once("\"id\":\"").unwrap().1;
-    id.split_once('"').unwrap().0.parse::<u64>().unwrap() - BASE
+    text.split("\"id\":\"")
+        .skip(1)
+        .filter_map(|rest| rest.split_once('"')?.0.parse::<u64>().ok()?.checked_sub(BASE))
+        .next()
+        .expect("a numbered status")
 }
 
 const BASE: u64 = 100_000_000_000_000_000;

@@ -87,10 +87,7 @@ impl<'a> Reader<'a> {
 
     /// Notes that a variable cannot be used.
     pub fn refuse(&mut self, variable: &'static Variable, allowed: impl Into<String>) {
-        let value = self.raw(variable).and_then(|value| match variable.is_secret() {
-            false => Some(shortened(value)),
-            true => without_secrets(value).map(|value| shortened(&value)),
-        });
+        let value = self.raw(variable).filter(|_| !variable.is_secret()).map(shortened);
         self.errors.push(ConfigError { variable: variable.name, value, allowed: allowed.into() });
     }
 
@@ -200,16 +197,6 @@ fn parse_milliseconds(text: &str) -> Option<u64> {
     }
     let whole = if whole.is_empty() { 0 } else { whole.parse::<u64>().ok()? };
     whole.checked_mul(1000)?.checked_add(format!("{decimals:0<3}").parse().ok()?)
-}
-
-/// What may be shown of a URL: neither user and password nor a query. None for what is no URL: it may be a
-/// bare password.
-fn without_secrets(value: &str) -> Option<String> {
-    let (scheme, rest) = value.split_once("://")?;
-    let rest = rest.rsplit_once('@').map_or(rest, |(_, behind)| behind);
-    let rest = rest.split(['?', '#']).next().unwrap_or_default();
-    let hidden = if value.contains('@') { "***@" } else { "" };
-    Some(format!("{scheme}://{hidden}{rest}"))
 }
 
 #[cfg(test)]
