@@ -1,5 +1,6 @@
 //! Where the rooms meet: makes the parts, gives each what it needs, runs until a signal, and drains.
 
+mod memory;
 mod pages;
 mod sources;
 mod systemd;
@@ -169,6 +170,7 @@ async fn serve(mut config: Config) -> Result<(), Failure> {
         };
         reactor.start(limits.clone(), links).map_err(|error| no_thread(&error))?;
     }
+    tokio::spawn(memory::watch(Arc::clone(&door), Arc::clone(&gate)));
     tokio::spawn(presence.run(ingest.commands()));
     tokio::spawn(door::subscribe::serve(Arc::clone(&door), requests_end, mailboxes.clone().into()));
     let ingest = ingest
