@@ -244,7 +244,7 @@ fn filters_are_loaded_once_dropped_on_change_and_an_old_load_is_not_kept() {
         feeds: ask.feeds.then(FeedAccess::default),
         ..Reply::default()
     };
-    let mut run = |bench: &mut Bench, text: &str, change: bool| {
+    let run = |bench: &mut Bench, text: &str, change: bool| {
         let event = bench.status(channel(0), 9, text);
         bench.push_event(&event);
         let ask = bench.ask().unwrap();
