@@ -19,6 +19,7 @@ use std::time::Duration;
 
 pub use accounts::{Accounts, Token};
 pub use pool::{DbError, Pool, PoolStats};
+pub use stage::{Stage, StageStats};
 
 /// Where PostgreSQL listens.
 #[derive(Clone, PartialEq, Eq, Debug)]
