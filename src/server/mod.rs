@@ -302,6 +302,7 @@ fn database_options(config: &Config) -> Option<db::Options> {
         dbname: database.name.clone(),
         pool_size: database.pool_size,
         connect_timeout: database.connect_timeout,
+        session_options: database.options.clone(),
         ..db::Options::default()
     })
 }
