@@ -7,6 +7,7 @@ mod systemd;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
@@ -157,6 +158,7 @@ async fn serve(mut config: Config) -> Result<(), Failure> {
         Listener::bind(&listen_address(&config.listen)).map_err(|error| Failure(error.to_string()))?;
 
     let (requests, requests_end) = mpsc::unbounded_channel();
+    let mut reactor_threads = Vec::new();
     for reactor in reactors {
         let requests = requests.clone();
         let links = Links {
@@ -168,7 +170,7 @@ async fn serve(mut config: Config) -> Result<(), Failure> {
             load: Arc::clone(&clients),
             clock,
         };
-        reactor.start(limits.clone(), links).map_err(|error| no_thread(&error))?;
+        reactor_threads.push(reactor.start(limits.clone(), links).map_err(|error| no_thread(&error))?);
     }
     tokio::spawn(memory::watch(Arc::clone(&door), Arc::clone(&gate)));
     tokio::spawn(presence.run(ingest.commands()));
@@ -209,7 +211,14 @@ async fn serve(mut config: Config) -> Result<(), Failure> {
     tokio::spawn(systemd::watchdog(mailboxes.clone(), move || {
         watched.upgrade().is_some_and(|ingest| !ingest.has_ended())
     }));
-    signals.next().await;
+    tokio::select! {
+        () = signals.next() => {}
+        // A thread that panicked cannot be missed and is not to be hidden: whoever watches the process starts it
+        // again, and clients come back.
+        () = ended(&ingest, &reactor_threads) => {
+            return Err(Failure("a thread has ended by a panic, see the log".to_owned()));
+        }
+    }
     systemd::tell(NotifyState::Stopping);
     // The listening socket closes first, so that a successor can bind at once.
     draining.store(true, Ordering::Relaxed);
@@ -225,6 +234,17 @@ async fn serve(mut config: Config) -> Result<(), Failure> {
         ingest.stop();
     }
     Ok(())
+}
+
+/// Ready when the ingest's or a reactor's thread has ended, which none does by itself.
+async fn ended(ingest: &ingest::Handle, reactors: &[JoinHandle<()>]) {
+    let mut ticks = tokio::time::interval(Duration::from_millis(500));
+    loop {
+        ticks.tick().await;
+        if ingest.has_ended() || reactors.iter().any(JoinHandle::is_finished) {
+            return;
+        }
+    }
 }
 
 /// Sends every client away, spread over `spread`, and waits until they are gone.

@@ -82,6 +82,24 @@ impl Ws {
         }
     }
 
+    /// The next text message, or the code that the server closed with, if any.
+    #[track_caller]
+    pub fn try_next(&mut self) -> Result<String, Option<u16>> {
+        let mut code = None;
+        loop {
+            match self.socket.read() {
+                Ok(Message::Text(text)) => return Ok(text.as_str().to_owned()),
+                Ok(Message::Close(close)) => code = close.map(|close| close.code.into()),
+                Ok(_) => {}
+                Err(Error::ConnectionClosed | Error::AlreadyClosed | Error::Protocol(_)) => return Err(code),
+                Err(Error::Io(error)) if error.kind() == std::io::ErrorKind::ConnectionReset => {
+                    return Err(code);
+                }
+                Err(error) => panic!("{error} instead of a message or a close"),
+            }
+        }
+    }
+
     #[track_caller]
     pub fn next_json(&mut self) -> Value {
         let text = self.next();
