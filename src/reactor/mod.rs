@@ -20,7 +20,6 @@ use mio::{Events, Interest, Poll, Token, Waker};
 
 use crate::clock::Clock;
 use crate::core::counters::{ReactorCounters, add};
-use crate::core::gate::Gate;
 use crate::core::handover::{Command, Delivery, SessionRequest};
 use crate::core::mailbox::Mailbox;
 use crate::core::relay::{Pressure, Relay};
@@ -45,10 +44,8 @@ pub struct Links {
     pub commands: Arc<Mailbox<Command<Socket>>>,
     /// Takes requests of WebSocket clients to the door; must not block.
     pub requests: Box<dyn Fn(SessionRequest) + Send>,
-    /// The budget.
-    pub gate: Arc<Gate>,
-    /// Whether Redis holds half of what it is willing to hold for us.
-    pub headroom_half_used: Box<dyn Fn() -> bool + Send>,
+    /// How full the budget is; asked once per turn.
+    pub pressure: Box<dyn Fn() -> Pressure + Send>,
     /// Clients of each reactor: the door adds those it sends, the reactor takes off those that are gone.
     pub load: Arc<[AtomicUsize]>,
     /// The process's clock.
@@ -104,7 +101,7 @@ impl Reactor {
             counters: self.counters,
             relay,
             links,
-            paused_since: None,
+            pressed: false,
             buffer: vec![0; READ_BYTES].into_boxed_slice(),
         };
         std::thread::Builder::new().name(name).spawn(move || running.run())
@@ -118,7 +115,8 @@ struct Running {
     counters: Arc<ReactorCounters>,
     relay: Relay<Socket>,
     links: Links,
-    paused_since: Option<Duration>,
+    /// The budget was used up when last looked at.
+    pressed: bool,
     buffer: Box<[u8]>,
 }
 
@@ -139,12 +137,8 @@ impl Running {
     }
 
     fn sleep(&self) -> Duration {
-        // Events of the last turn may have gone over the budget: slow clients are looked at soon.
-        let longest = if self.links.gate.is_over() || self.links.gate.is_closed() {
-            HEADROOM_INTERVAL
-        } else {
-            SLEEP_MAX
-        };
+        // While the budget is used up, slow clients are looked at often.
+        let longest = if self.pressed { HEADROOM_INTERVAL } else { SLEEP_MAX };
         self.relay.sleep(self.links.clock.now(), longest)
     }
 
@@ -174,7 +168,9 @@ impl Running {
         self.relay.read_on(&mut self.buffer, now);
         self.relay.tick(now);
         self.relay.flush(&mut || self.links.clock.now());
-        self.relieve(now);
+        let pressure = (self.links.pressure)();
+        self.pressed = pressure.over;
+        self.relay.relieve(pressure, now);
         self.relay.publish_gauges();
         self.send_effects();
     }
@@ -190,21 +186,6 @@ impl Running {
                 self.relay.unwatchable(index);
             }
         }
-    }
-
-    fn relieve(&mut self, now: Duration) {
-        let gate = &self.links.gate;
-        let closed = gate.is_closed();
-        if !closed {
-            self.paused_since = None;
-        }
-        if !closed && !gate.is_over() {
-            return;
-        }
-        let paused_for =
-            if closed { now.saturating_sub(*self.paused_since.get_or_insert(now)) } else { Duration::ZERO };
-        let headroom_half_used = closed && (self.links.headroom_half_used)();
-        self.relay.relieve(Pressure { over: true, paused_for, headroom_half_used }, now);
     }
 
     fn send_effects(&mut self) {

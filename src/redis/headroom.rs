@@ -77,14 +77,18 @@ impl Reading {
     /// the rate before it, in bytes per second.
     pub fn is_half_used(&self, now: Duration, paused: Duration, rate: u64) -> bool {
         let OutputLimits { hard_bytes, soft_bytes, soft } = self.limits;
+        let asked_in_this_pause = self.at + paused >= now;
         match self.held {
+            Held::Gone | Held::Bytes(_) if !asked_in_this_pause => false,
             Held::Gone => true,
             Held::Bytes(bytes) => {
                 let too_long =
                     self.over_soft_since.is_some_and(|since| now.saturating_sub(since) >= soft / 2);
                 hard_bytes > 0 && bytes >= hard_bytes / 2 || too_long
             }
-            Held::Unknown | Held::Denied => {
+            // Not asked yet in this pause; what was held before it says nothing.
+            Held::Unknown => false,
+            Held::Denied => {
                 let arrived = (rate as f64 * paused.as_secs_f64()) as u64;
                 let bytes = arrived.saturating_sub(KERNEL_BYTES);
                 let too_long = soft_bytes > 0 && bytes >= soft_bytes && paused >= soft / 2;

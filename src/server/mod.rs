@@ -19,6 +19,7 @@ use crate::config::{Config, DatabaseHost, Listen, Mode, Redis};
 use crate::core::gate::Gate;
 use crate::core::handover::{Delivery, Viewer};
 use crate::core::mailbox::Mailbox;
+use crate::core::relay::Pressure;
 use crate::db::{self, Accounts, Pool, Stage};
 use crate::demo::{self, Demo};
 use crate::door::{self, Directory, Door, Listener, MemoryDirectory};
@@ -165,8 +166,7 @@ async fn serve(mut config: Config) -> Result<(), Failure> {
             commands: ingest.commands(),
             // The receiver ends with the process.
             requests: Box::new(move |request| drop(requests.send(request))),
-            gate: Arc::clone(&gate),
-            headroom_half_used: half_used(Arc::clone(&headroom), ingest.stats(), clock),
+            pressure: pressure(Arc::clone(&gate), Arc::clone(&headroom), ingest.stats(), clock),
             load: Arc::clone(&clients),
             clock,
         };
@@ -363,11 +363,23 @@ fn listen_address(listen: &Listen) -> door::Address {
     }
 }
 
-/// Whether half of Redis's patience with the present pause is used up.
-fn half_used(headroom: Arc<Headroom>, stats: Arc<IngestStats>, clock: Clock) -> Box<dyn Fn() -> bool + Send> {
+/// How full the budget is, and how long Redis has had to wait.
+fn pressure(
+    gate: Arc<Gate>,
+    headroom: Arc<Headroom>,
+    stats: Arc<IngestStats>,
+    clock: Clock,
+) -> Box<dyn Fn() -> Pressure + Send> {
     Box::new(move || {
         let now = clock.now();
-        let rate = stats.rate_before_pause.load(Ordering::Relaxed);
-        stats.pause(now).is_some_and(|paused| headroom.read().is_half_used(now, paused, rate))
+        let mut pressure = Pressure { over: gate.is_over() || gate.is_closed(), ..Pressure::default() };
+        if pressure.over
+            && let Some(paused) = stats.pause(now)
+        {
+            let rate = stats.rate_before_pause.load(Ordering::Relaxed);
+            pressure.paused_for = paused;
+            pressure.headroom_half_used = headroom.read().is_half_used(now, paused, rate);
+        }
+        pressure
     })
 }

@@ -271,7 +271,7 @@ impl<S: Socket> Relay<S> {
     /// Whether the client's output has not moved for two heartbeats.
     pub(super) fn stalled(&self, index: u32, now: Duration) -> bool {
         let Some(client) = self.clients.get(index as usize) else { return false };
-        let waited = super::millis(now).wrapping_sub(client.progress_ms);
+        let waited = super::since_ms(client.progress_ms, now);
         client.flags.has(Flags::BLOCKED)
             && client.has_output()
             && u128::from(waited) >= self.limits.write_stall.as_millis()

@@ -527,3 +527,9 @@ impl<S: Socket> Relay<S> {
 fn millis(now: Duration) -> u32 {
     now.as_millis() as u32
 }
+
+/// How long ago that was, in milliseconds; 0 if it is yet to come, as a moment noted later in the turn is.
+fn since_ms(moment_ms: u32, now: Duration) -> u32 {
+    let elapsed = millis(now).wrapping_sub(moment_ms).cast_signed();
+    u32::try_from(elapsed).unwrap_or(0)
+}

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use super::{Relay, Socket, millis};
+use super::{Relay, Socket, since_ms};
 use crate::core::client::{Client, Flags, Phase};
 use crate::core::counters::{CloseReason, set};
 use crate::core::report::{Laggard, Probe, ReactorReport};
@@ -43,7 +43,7 @@ impl<S: Socket> Relay<S> {
             .copied()
             .filter(|index| {
                 self.clients.get(*index as usize).is_some_and(|client| {
-                    let waited = u128::from(millis(now).wrapping_sub(client.progress_ms));
+                    let waited = u128::from(since_ms(client.progress_ms, now));
                     client.owed > 0 && client.place < half && (all || waited >= grace_ms)
                 })
             })
@@ -100,7 +100,7 @@ impl<S: Socket> Relay<S> {
                 oldest = oldest.max(now.saturating_sub(event.position().read_at));
             }
         }
-        let waited_ms = millis(now).wrapping_sub(client.progress_ms);
+        let waited_ms = since_ms(client.progress_ms, now);
         Laggard {
             client: client.id(self.reactor, index),
             transport: client.transport,
