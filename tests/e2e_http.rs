@@ -350,7 +350,9 @@ fn a_wrong_setting_fails_the_start_and_is_named() {
         let status = server.until_exit();
         assert!(!status.success(), "{name}={value}: {status}");
         wait_until("the variable is named", PATIENCE, || server.output().contains(name));
-        assert!(server.output().contains(value), "{name}={value}: {}", server.output());
+        // A URL may hold a password, so it is not repeated.
+        let told = name.ends_with("_URL") || server.output().contains(value);
+        assert!(told, "{name}={value}: {}", server.output());
         assert!(!server.output().contains("panicked"), "{}", server.output());
     }
 }
