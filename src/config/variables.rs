@@ -69,7 +69,7 @@ macro_rules! variables {
     (@secret secret) => { true };
     ($($group:ident { $($name:ident $(($mark:ident))? = $default:literal, $help:literal;)* })*) => {
         $($(
-            #[doc = $help]
+            #[doc = concat!("`", stringify!($name), "`: see its [`help`](Variable::help).")]
             pub static $name: Variable = Variable {
                 name: stringify!($name),
                 default: $default,

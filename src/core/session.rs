@@ -39,9 +39,6 @@ pub struct StreamRequest {
     pub list: Given,
     /// glitch-soc's `allow_local_only`, as a truth value.
     pub allow_local_only: bool,
-    /// `only_media`, as a truth value. Only the paths of SSE requests heed it
-    /// ([`StreamKind::from_path`]).
-    pub only_media: bool,
 }
 
 /// A parameter's value as the client gave it.
@@ -117,7 +114,6 @@ impl ClientMessage {
             "tag" => request.tag = Given::from_json(token),
             "list" => request.list = Given::from_json(token),
             "allow_local_only" => request.allow_local_only = is_true_in_json(token),
-            "only_media" => request.only_media = is_true_in_json(token),
             _ => {}
         });
         match kind.as_deref() {
@@ -144,7 +140,7 @@ fn is_true_in_json(token: &str) -> bool {
     json::is_truthy(token) && json::text(token).is_none_or(|text| is_true_text(&text))
 }
 
-/// What counts as true for `only_media` and `allow_local_only`.
+/// What counts as true for `allow_local_only`.
 fn is_true_text(text: &str) -> bool {
     !matches!(text, "" | "0" | "f" | "F" | "false" | "FALSE" | "off" | "OFF")
 }
@@ -201,11 +197,11 @@ fn number_text(token: &str) -> String {
 }
 
 impl StreamRequest {
-    /// Reads `stream`, `tag`, `list`, `only_media` and `allow_local_only` from a query string
-    /// (without `?`), percent-decoded.
+    /// Reads `stream`, `tag`, `list` and `allow_local_only` from a query string (without `?`),
+    /// percent-decoded.
     pub fn from_query(query: &str) -> StreamRequest {
         let (mut stream, mut tag, mut list) = (QueryValue::Missing, QueryValue::Missing, QueryValue::Missing);
-        let (mut allow_local_only, mut only_media) = (QueryValue::Missing, QueryValue::Missing);
+        let mut allow_local_only = QueryValue::Missing;
         for pair in query.split('&').filter(|pair| !pair.is_empty()).take(QUERY_PAIRS_MAX) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let place = match decode(name).as_ref() {
@@ -213,7 +209,6 @@ impl StreamRequest {
                 "tag" => &mut tag,
                 "list" => &mut list,
                 "allow_local_only" => &mut allow_local_only,
-                "only_media" => &mut only_media,
                 _ => continue,
             };
             place.add(decode(value));
@@ -228,7 +223,6 @@ impl StreamRequest {
             tag: Given::from_query(&tag),
             list: Given::from_query(&list),
             allow_local_only: allow_local_only.is_true(),
-            only_media: only_media.is_true(),
         }
     }
 

@@ -226,25 +226,6 @@ impl StreamKind {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
-    /// The kind of an SSE request's path, if there is one: compared exactly, so a trailing slash is unknown.
-    pub fn from_path(path: &str, only_media: bool) -> Option<StreamKind> {
-        Some(match (path.strip_prefix("/api/v1/streaming/")?, only_media) {
-            ("user", _) => StreamKind::User,
-            ("user/notification", _) => StreamKind::UserNotification,
-            ("public", false) => StreamKind::Public,
-            ("public", true) => StreamKind::PublicMedia,
-            ("public/local", false) => StreamKind::PublicLocal,
-            ("public/local", true) => StreamKind::PublicLocalMedia,
-            ("public/remote", false) => StreamKind::PublicRemote,
-            ("public/remote", true) => StreamKind::PublicRemoteMedia,
-            ("hashtag", _) => StreamKind::Hashtag,
-            ("hashtag/local", _) => StreamKind::HashtagLocal,
-            ("list", _) => StreamKind::List,
-            ("direct", _) => StreamKind::Direct,
-            _ => return None,
-        })
-    }
-
     /// The name, as clients spell it and as it comes back in every message.
     pub fn name(self) -> &'static str {
         match self {
@@ -509,20 +490,6 @@ mod tests {
             ["", "local", "User", "public:allow_local_only:local", "user:notifications", "hashtag:media"]
         {
             assert_eq!(StreamKind::from_name(unknown), None);
-        }
-    }
-
-    #[test]
-    fn paths_name_kinds() {
-        let path = |rest: &str, media| StreamKind::from_path(&format!("/api/v1/streaming/{rest}"), media);
-        assert_eq!(path("user", true), Some(StreamKind::User));
-        assert_eq!(path("user/notification", false), Some(StreamKind::UserNotification));
-        assert_eq!(path("public", true), Some(StreamKind::PublicMedia));
-        assert_eq!(path("public/local", true), Some(StreamKind::PublicLocalMedia));
-        assert_eq!(path("public/remote", false), Some(StreamKind::PublicRemote));
-        assert_eq!(path("hashtag/local", true), Some(StreamKind::HashtagLocal));
-        for unknown in ["", "user/", "users", "public:local", "public/allow_local_only", "health"] {
-            assert_eq!(path(unknown, false), None);
         }
     }
 

@@ -187,10 +187,11 @@ mod tests {
                             }
                         }
                     }
-                } else if !join && let Some(slot) = slots.remove(&client) {
-                    if let Some(moved) = table.remove(&channel, slot) {
-                        slots.insert(moved.member.client, moved.slot);
-                    }
+                } else if !join
+                    && let Some(slot) = slots.remove(&client)
+                    && let Some(moved) = table.remove(&channel, slot)
+                {
+                    slots.insert(moved.member.client, moved.slot);
                 }
                 let mut have = clients(&table, &channel);
                 have.sort_unstable();

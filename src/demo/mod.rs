@@ -1,6 +1,7 @@
 //! A first run without Redis or PostgreSQL: an embedded [`broker`], a [`publisher`] of made-up posts, a
-//! [`directory`] of accounts in memory, and a [`page`] that shows what arrives. The relay in between is the
-//! one that always runs; it reaches the broker over loopback like any Redis.
+//! [`directory`](mod@directory) of accounts in memory, a [`stage`] by which all of them see everything, and a
+//! [`page`] that shows what arrives. The relay in between is the one that always runs; it reaches the broker
+//! over loopback like any Redis.
 //!
 //! No data of anyone's is in it, and nothing it serves is a secret.
 
@@ -11,6 +12,7 @@ pub mod broker;
 pub mod directory;
 pub mod page;
 pub mod publisher;
+pub mod stage;
 
 pub use broker::Broker;
 pub use directory::{DemoAccount, directory};

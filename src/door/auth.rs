@@ -69,7 +69,7 @@ pub(crate) async fn look_up(directory: &dyn Directory, token: &str) -> Result<To
         Ok(None) => Err(Refusal::INVALID_TOKEN),
         Err(error) => {
             tracing::debug!(%error, "token look-up failed");
-            Err(Refusal::UNEXPECTED)
+            Err(Refusal::DATABASE_AWAY)
         }
     }
 }

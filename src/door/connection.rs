@@ -18,21 +18,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::Full;
 use hyper::Response;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::Notify;
 use tokio::time::Sleep;
 
 use super::handover::Handover;
 use super::headers::Peer;
 use super::listen::{Place, WaitingRoom};
-use super::{Door, Socket, routes};
+use super::{Door, PageBody, Socket, routes};
 use crate::limits::{LINGER_BYTES_MAX, Limits};
 
 /// What the service's future and the connection's task share.
@@ -40,7 +37,7 @@ pub(crate) struct Visit<S> {
     pub(crate) peer: Peer,
     /// A request is being answered.
     busy: AtomicBool,
-    handover: Mutex<Option<Handover<S>>>,
+    handover: Mutex<Option<Box<Handover<S>>>>,
 }
 
 impl<S> Visit<S> {
@@ -52,10 +49,10 @@ impl<S> Visit<S> {
 
     /// Leaves a client to be sent on. The request's future must stay pending from now on.
     pub(crate) fn leave(&self, handover: Handover<S>) {
-        *self.handover.lock().unwrap_or_else(PoisonError::into_inner) = Some(handover);
+        *self.handover.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(handover));
     }
 
-    fn take(&self) -> Option<Handover<S>> {
+    fn take(&self) -> Option<Box<Handover<S>>> {
         self.handover.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
@@ -77,7 +74,7 @@ enum End<S> {
     /// hyper is done with it.
     Closed(hyper::Result<()>),
     /// Its socket goes to a reactor.
-    Taken(Handover<S>),
+    Taken(Box<Handover<S>>),
     /// The client left while its request waited.
     Left,
     /// It made room for a newer one.
@@ -92,22 +89,21 @@ pub(crate) async fn serve<S: Socket>(
     stream: Stream,
     peer: Peer,
     waiting_room: Arc<WaitingRoom>,
+    entered: Place,
 ) {
     let pipe = Arc::new(Pipe { stream, blocked: AtomicBool::new(false) });
     let visit = Arc::new(Visit { peer, busy: AtomicBool::new(false), handover: Mutex::new(None) });
     let service = service_fn(|request| {
         let (door, visit) = (Arc::clone(&door), Arc::clone(&visit));
-        Box::pin(async move {
-            let response = routes::answer(&door, &visit, request).await;
-            Ok::<_, Infallible>(response.map(Full::new))
-        }) as ResponseFuture
+        Box::pin(async move { Ok::<_, Infallible>(routes::answer(&door, &visit, request).await) })
+            as ResponseFuture
     });
     let mut http = http(&door.limits).serve_connection(TokioIo::new(Io(Arc::clone(&pipe))), service);
     let end = {
-        let evict = Arc::new(Notify::new());
+        let evict = entered.evict();
         let mut evicted = pin!(evict.notified());
         let mut left = pin!(pipe.stream.left());
-        let mut place: Option<Place> = None;
+        let mut place = Some(entered);
         let mut stall: Option<Pin<Box<Sleep>>> = None;
         poll_fn(|cx| {
             if let Poll::Ready(result) = http.poll_without_shutdown(cx) {
@@ -142,7 +138,7 @@ pub(crate) async fn serve<S: Socket>(
             // hyper's halves of the socket went with its parts.
             let Some(pipe) = Arc::into_inner(pipe) else { return };
             match pipe.stream.into_socket() {
-                Ok(socket) => door.send_on(handover, socket, read_ahead),
+                Ok(socket) => door.send_on(*handover, socket, read_ahead),
                 Err(error) => tracing::debug!(%error, "a socket could not be handed over"),
             }
         }
@@ -170,15 +166,19 @@ pub(crate) async fn serve<S: Socket>(
         End::Evicted => {
             door.counters.evicted.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(?peer, "closed unidentified, to make room");
+            pipe.stream.reset();
         }
-        End::Stalled => tracing::debug!(?peer, "does not read its response"),
+        End::Stalled => {
+            tracing::debug!(?peer, "does not read its response");
+            pipe.stream.reset();
+        }
     }
 }
 
 const REQUEST_TIMEOUT: &[u8] =
     b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
 
-type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response<Full<Bytes>>, Infallible>> + Send>>;
+type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response<PageBody>, Infallible>> + Send>>;
 
 /// hyper's own limit of 100 headers stands: it keeps them on the stack.
 fn http(limits: &Limits) -> http1::Builder {
@@ -238,6 +238,12 @@ impl Stream {
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
     async fn left(&self) {
         std::future::pending().await
+    }
+
+    /// Makes the close that follows a reset: what the peer did not read does not linger in the kernel.
+    fn reset(&self) {
+        let linger = Some(Duration::ZERO);
+        let _ = on_either!(self, stream => socket2::SockRef::from(stream).set_linger(linger));
     }
 
     /// Ends our half and reads what still comes, bounded, so that the last response is not lost to a reset.

@@ -78,7 +78,8 @@ impl Refusal {
         Reason::Forbidden,
     );
     pub(crate) const UNKNOWN_CHANNEL: Refusal = refusal(400, "Unknown channel requested", Reason::Request);
-    pub(crate) const UNEXPECTED: Refusal = refusal(500, "An unexpected error occurred", Reason::Database);
+    pub(crate) const DATABASE_AWAY: Refusal =
+        refusal(503, "The database is not available, try again later", Reason::Database);
     pub(crate) const REDIS_REFUSED: Refusal = refusal(500, "An unexpected error occurred", Reason::Redis);
     pub(crate) const REDIS_AWAY: Refusal =
         refusal(503, "The connection to Redis is lost, try again later", Reason::Redis);

@@ -7,6 +7,7 @@
 use std::net::IpAddr;
 use std::time::SystemTime;
 
+use super::SameOrigin;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
@@ -295,10 +296,13 @@ fn is_token_byte(byte: u8) -> bool {
 }
 
 /// Adds what every plain response carries.
-pub(crate) fn complete(response: &mut Response<Bytes>, id: &RequestId, keep_alive: bool) {
+pub(crate) fn complete<B>(response: &mut Response<B>, id: &RequestId, keep_alive: bool) {
+    let same_origin = response.extensions().get::<SameOrigin>().is_some();
     let headers = response.headers_mut();
     headers.insert(X_REQUEST_ID, id.value());
-    headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    if !same_origin {
+        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    }
     if keep_alive && !headers.contains_key(CONNECTION) {
         headers.insert(CONNECTION, HeaderValue::from_static("keep-alive"));
         headers.insert(KEEP_ALIVE, HeaderValue::from_static("timeout=5"));

@@ -227,6 +227,7 @@ pub async fn serve<S: Socket>(door: Arc<Door<S>>, listener: Listener, shutdown: 
                 continue;
             }
             accepted = listener.accept(), if !is_full || !waiting_room.is_empty() => accepted,
+            () = waiting_room.entered.notified(), if is_full => continue,
         };
         match accepted {
             Ok((stream, peer)) => {
@@ -240,6 +241,7 @@ pub async fn serve<S: Socket>(door: Arc<Door<S>>, listener: Listener, shutdown: 
                     stream,
                     peer,
                     Arc::clone(&waiting_room),
+                    waiting_room.enter(&Arc::default()),
                 ));
                 door.counters.at_door.store(connections.len(), Ordering::Relaxed);
             }
@@ -273,6 +275,8 @@ fn is_the_clients(error: &io::Error) -> bool {
 #[derive(Default)]
 pub(crate) struct WaitingRoom {
     places: Mutex<Places>,
+    /// Somebody came in, so there is somebody who can make room.
+    entered: Notify,
 }
 
 #[derive(Default)]
@@ -284,12 +288,20 @@ struct Places {
 /// A connection's place in the waiting room, left when dropped.
 pub(crate) struct Place {
     number: u64,
+    evict: Arc<Notify>,
     room: Arc<WaitingRoom>,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         self.room.lock().waiting.remove(&self.number);
+    }
+}
+
+impl Place {
+    /// Notified when the place is needed for somebody else.
+    pub(crate) fn evict(&self) -> Arc<Notify> {
+        Arc::clone(&self.evict)
     }
 }
 
@@ -300,7 +312,9 @@ impl WaitingRoom {
         places.last += 1;
         let number = places.last;
         places.waiting.insert(number, Arc::clone(evict));
-        Place { number, room: Arc::clone(self) }
+        drop(places);
+        self.entered.notify_one();
+        Place { number, evict: Arc::clone(evict), room: Arc::clone(self) }
     }
 
     fn is_empty(&self) -> bool {

@@ -1,6 +1,6 @@
 //! How clients come in: HTTP, tokens, and the way to a reactor.
 //!
-//! One current-thread tokio runtime. hyper reads a request; [`routes`](self) answers what is not a stream at
+//! One current-thread tokio runtime. hyper reads a request; `routes` answers what is not a stream at
 //! once; a stream's request is checked, its channels are held, and its socket is taken out of hyper and
 //! handed over, with the response head that the reactor will write. From then on no task, no buffer and no
 //! timer of this room belongs to that client.
@@ -22,11 +22,16 @@ mod listen;
 mod routes;
 pub mod subscribe;
 
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use hyper::Response;
+use hyper::body::{Frame, SizeHint};
 
 pub use auth::{Answer, Directory, DirectoryError, MemoryDirectory, Token};
 pub use errors::{Reason, Refusal};
@@ -69,25 +74,84 @@ pub struct Setup<S> {
 /// Pages that other rooms render.
 #[derive(Clone, Default)]
 pub struct Pages {
-    /// `/metrics`; none: not served here.
-    pub metrics: Option<Metrics>,
     /// Asked for every GET and HEAD whose path the door does not know itself; none is "unknown channel".
-    pub status: Option<PageSource>,
-    /// The demo's page at `/`, HTML.
-    pub demo: Option<Bytes>,
+    pub source: Option<PageSource>,
+    /// The demo's page at `/`.
+    pub demo: Option<DemoPage>,
 }
 
-/// The metrics page.
-#[derive(Clone)]
-pub struct Metrics {
-    /// Its Content-Type.
-    pub content_type: &'static str,
-    /// Renders it; an error is a 500 with an empty body.
-    pub render: Arc<dyn Fn() -> Result<String, ()> + Send + Sync>,
+/// The demo's page.
+#[derive(Clone, Debug)]
+pub struct DemoPage {
+    /// All of it.
+    pub html: Bytes,
+    /// Its `Content-Security-Policy`.
+    pub security_policy: &'static str,
 }
 
-/// Renders pages by path. Called on the door's thread: it must not block.
-pub type PageSource = Arc<dyn Fn(&PageRequest<'_>) -> Option<Response<Bytes>> + Send + Sync>;
+/// Finds pages by path. Called on the door's thread: it must not block.
+pub type PageSource = Arc<dyn Fn(&PageRequest<'_>) -> Option<PageFuture> + Send + Sync>;
+
+/// A page being made.
+pub type PageFuture = Pin<Box<dyn Future<Output = Response<PageBody>> + Send>>;
+
+/// Marks a page (among its extensions) that scripts of other sites may not read: it goes out without
+/// `Access-Control-Allow-Origin`.
+#[derive(Clone, Copy, Debug)]
+pub struct SameOrigin;
+
+/// Asked for a live page's next piece; none at its end.
+pub type LivePage = Box<dyn FnMut(&mut Context<'_>) -> Poll<Option<Bytes>> + Send>;
+
+/// What follows a response's head.
+pub enum PageBody {
+    /// All of it; none once hyper has taken it.
+    Full(Option<Bytes>),
+    /// Pieces as they come, until there are no more.
+    Live(LivePage),
+}
+
+impl std::fmt::Debug for PageBody {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            PageBody::Full(bytes) => write!(f, "Full({} bytes)", bytes.as_ref().map_or(0, Bytes::len)),
+            PageBody::Live(_) => f.write_str("Live"),
+        }
+    }
+}
+
+impl From<Bytes> for PageBody {
+    fn from(bytes: Bytes) -> PageBody {
+        PageBody::Full((!bytes.is_empty()).then_some(bytes))
+    }
+}
+
+impl hyper::body::Body for PageBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let piece = match self.get_mut() {
+            PageBody::Full(bytes) => bytes.take(),
+            PageBody::Live(next) => ready!(next(context)),
+        };
+        Poll::Ready(piece.map(|bytes| Ok(Frame::data(bytes))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self, PageBody::Full(None))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            PageBody::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
+            PageBody::Live(_) => SizeHint::default(),
+        }
+    }
+}
 
 /// What a page may depend on.
 #[derive(Clone, Copy, Debug)]
@@ -154,6 +218,8 @@ impl<S: Socket> Door<S> {
 pub struct Counters {
     /// Connections accepted.
     pub accepted: AtomicU64,
+    /// Requests whose head was read.
+    pub requests: AtomicU64,
     /// Connections that are at the door now: not yet identified, idle, or waiting for their stream.
     pub at_door: AtomicUsize,
     /// Connections closed unidentified, to make room for newer ones.

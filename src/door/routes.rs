@@ -6,14 +6,14 @@
 
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
-use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, TRANSFER_ENCODING};
+use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Version};
 
 use super::connection::Visit;
 use super::errors::Refusal;
 use super::handover::{Asked, Handover};
 use super::headers::{self, Handshake, RequestId};
-use super::{Door, PageRequest, Socket, auth};
+use super::{Door, PageBody, PageRequest, Socket, auth};
 use crate::core::event::Transport;
 use crate::core::session::StreamRequest;
 use crate::core::stream::StreamKind;
@@ -27,25 +27,29 @@ pub(crate) async fn answer<S: Socket>(
     door: &Door<S>,
     visit: &Visit<S>,
     request: Request<Incoming>,
-) -> Response<Bytes> {
+) -> Response<PageBody> {
     let _busy = visit.begin();
+    door.counters.requests.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let id = RequestId::new();
     let keep_alive = headers::keeps_alive(request.version(), request.headers());
     tracing::debug!(request = id.as_str(), method = %request.method(), path = request.uri().path(), "request");
     let mut response = if request.method() == Method::OPTIONS {
-        headers::preflight(request.headers())
+        headers::preflight(request.headers()).map(PageBody::from)
     } else if headers::is_websocket(request.headers()) {
         // The client expects a WebSocket's answer, not a web page's: without CORS headers and body.
         let refusal = refused(door, &id, open_websocket(door, visit, &id, &request).await);
-        return refusal.upgrade(&id);
+        return refusal.upgrade(&id).map(PageBody::from);
     } else if let Some(kind) = stream_kind(request.uri().path(), request.uri().query().unwrap_or_default()) {
         match stream(door, visit, &id, &request, kind).await {
             Ok(response) => response,
             Err(refusal) => refused(door, &id, refusal).json(&id, ALLOWED),
         }
+        .map(PageBody::from)
     } else {
-        page(door, visit, &request)
-            .unwrap_or_else(|| refused(door, &id, Refusal::UNKNOWN_CHANNEL).json(&id, ALLOWED))
+        match page(door, visit, &request).await {
+            Some(page) => page,
+            None => refused(door, &id, Refusal::UNKNOWN_CHANNEL).json(&id, ALLOWED).map(PageBody::from),
+        }
     };
     headers::complete(&mut response, &id, keep_alive);
     response
@@ -113,19 +117,17 @@ async fn stream<S: Socket>(
     });
     match opened.await? {
         Some(handover) => wait_to_be_taken(visit, handover).await,
-        None => Ok(event_stream_head(request.version())),
+        None => Ok(event_stream_head()),
     }
 }
 
-/// The answer to HEAD on a stream's path: the head that GET would get.
-fn event_stream_head(version: Version) -> Response<Bytes> {
+/// The answer to HEAD on a stream's path: the head that GET would get, but for Transfer-Encoding, which
+/// hyper leaves out where no body follows.
+fn event_stream_head() -> Response<Bytes> {
     let mut response = Response::new(Bytes::new());
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(CACHE_CONTROL, NO_STORE);
-    if version == Version::HTTP_11 {
-        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-    }
     response
 }
 
@@ -174,7 +176,11 @@ async fn wait_to_be_taken<S, T>(visit: &Visit<S>, handover: Handover<S>) -> T {
 }
 
 /// What is neither a stream nor a WebSocket.
-fn page<S: Socket>(door: &Door<S>, visit: &Visit<S>, request: &Request<Incoming>) -> Option<Response<Bytes>> {
+async fn page<S: Socket>(
+    door: &Door<S>,
+    visit: &Visit<S>,
+    request: &Request<Incoming>,
+) -> Option<Response<PageBody>> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
         return None;
     }
@@ -183,31 +189,24 @@ fn page<S: Socket>(door: &Door<S>, visit: &Visit<S>, request: &Request<Incoming>
         return Some(text(StatusCode::OK, "text/plain", "OK"));
     }
     if is_page(path, "/favicon.ico") {
-        let mut response = Response::new(Bytes::new());
+        let mut response = Response::new(PageBody::Full(None));
         *response.status_mut() = StatusCode::NOT_FOUND;
         return Some(response);
     }
-    if let Some(metrics) = door.pages.metrics.as_ref().filter(|_| is_page(path, "/metrics")) {
-        return Some(match (metrics.render)() {
-            Ok(page) => text(StatusCode::OK, metrics.content_type, page),
-            Err(()) => {
-                let mut response = text(StatusCode::INTERNAL_SERVER_ERROR, "", "");
-                response.headers_mut().remove(CONTENT_TYPE);
-                response
-            }
-        });
-    }
     if let Some(demo) = door.pages.demo.as_ref().filter(|_| path == "/") {
-        return Some(text(StatusCode::OK, "text/html; charset=utf-8", demo.clone()));
+        let mut page = text(StatusCode::OK, "text/html; charset=utf-8", demo.html.clone());
+        let policy = HeaderValue::from_static(demo.security_policy);
+        page.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
+        return Some(page);
     }
-    let status = door.pages.status.as_ref()?;
-    status(&PageRequest {
-        path,
+    let made = door.pages.source.as_ref()?(&PageRequest {
+        path: if is_page(path, "/metrics") { "/metrics" } else { path },
         query: request.uri().query().unwrap_or_default(),
         accept: request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok()),
         peer: visit.peer,
         forwarded: headers::is_forwarded(request.headers()),
-    })
+    })?;
+    Some(made.await)
 }
 
 /// Whether a path names a fixed page, as Express compares it.
@@ -215,8 +214,8 @@ fn is_page(path: &str, page: &str) -> bool {
     path.strip_suffix('/').unwrap_or(path).eq_ignore_ascii_case(page)
 }
 
-fn text(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Bytes> {
-    let mut response = Response::new(body.into());
+fn text(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<PageBody> {
+    let mut response = Response::new(PageBody::from(body.into()));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));

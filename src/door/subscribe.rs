@@ -21,7 +21,8 @@ use crate::core::stream::{Param, Stream, StreamKind};
 /// The reactors' mailboxes, by their numbers.
 pub type Mailboxes<S> = Arc<[Arc<Mailbox<Delivery<S>>>]>;
 
-/// Answers requests (unbounded, because each client has at most one under way) until their senders are gone. Dropped, it gives up what is under way and releases it.
+/// Answers requests until their senders are gone. Dropped, it gives up what is under way and releases it.
+/// The queue needs no bound of its own: each client has at most one request under way.
 pub async fn serve<S: Socket>(
     door: Arc<Door<S>>,
     mut requests: mpsc::UnboundedReceiver<SessionRequest>,

@@ -348,3 +348,11 @@ fn upgrade(target: &str, headers: &str) -> String {
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{headers}\r\n"
     )
 }
+
+/// A page, the same on any path.
+fn one_page(body: Bytes) -> PageSource {
+    Arc::new(move |_| {
+        let response = hyper::Response::new(body.clone().into());
+        Some(Box::pin(async { response }) as PageFuture)
+    })
+}

@@ -5,11 +5,12 @@
 //! say whose fault it is and what to do; what Redis quotes of our commands never shows a password.
 //!
 //! Bounds: each attempt has a deadline, [`CONNECT_TIMEOUT`] as a rule; replies are at most
-//! [`REPLY_BYTES_MAX`] long.
+//! `REPLY_BYTES_MAX` long.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -18,6 +19,7 @@ use redis_protocol::resp2::types::OwnedFrame;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::redis::command::encode;
+use crate::redis::socket::{AsyncSocket, BlockingSocket};
 use crate::redis::{Address, Options};
 
 /// How long an attempt may take, name look-up included.
@@ -201,66 +203,78 @@ pub fn connect(
     options: &Options,
     role: Role,
     timeout: Duration,
-) -> Result<Connected<TcpStream>, ConnectError> {
+) -> Result<Connected<BlockingSocket>, ConnectError> {
     let deadline = Instant::now() + timeout;
     let address = &options.address;
-    let Address::Tcp { host, port } = address;
-    let resolve = |error| ConnectError::Resolve(address.clone(), error);
-    let found: Vec<_> = (host.as_str(), *port).to_socket_addrs().map_err(resolve)?.collect();
-    let mut failure = ConnectError::Resolve(address.clone(), io::ErrorKind::NotFound.into());
-    let mut connected = None;
-    for (tried, candidate) in found.iter().enumerate() {
-        // One address that swallows everything must not eat the time of the others.
-        let share = time_left(address, deadline)? / u32::try_from(found.len() - tried).unwrap_or(1);
-        match TcpStream::connect_timeout(candidate, share) {
-            Ok(stream) => {
-                connected = Some(stream);
-                break;
-            }
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                failure = ConnectError::Timeout(address.clone());
-            }
-            Err(error) => failure = ConnectError::Unreachable(address.clone(), error),
-        }
-    }
-    let Some(mut stream) = connected else { return Err(failure) };
-
+    let mut stream = open(address, deadline)?;
     let broken = |error: io::Error| match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => ConnectError::Timeout(address.clone()),
         _ => ConnectError::Broken(address.clone(), error),
     };
     let (out, mut greeting) = Greeting::new(options, role);
-    stream.set_nodelay(true).map_err(broken)?;
-    stream.set_write_timeout(Some(time_left(address, deadline)?)).map_err(broken)?;
+    stream.set_timeout(Some(time_left(address, deadline)?)).map_err(broken)?;
     stream.write_all(&out).map_err(broken)?;
     let mut input = BytesMut::new();
     let mut space = [0; 4096];
     while !greeting.take(options, &mut input)? {
-        stream.set_read_timeout(Some(time_left(address, deadline)?)).map_err(broken)?;
+        stream.set_timeout(Some(time_left(address, deadline)?)).map_err(broken)?;
         let n = stream.read(&mut space).map_err(broken)?;
         if n == 0 {
             return Err(broken(io::ErrorKind::UnexpectedEof.into()));
         }
         input.extend_from_slice(space.get(..n).unwrap_or_default());
     }
-    stream.set_read_timeout(None).map_err(broken)?;
-    stream.set_write_timeout(None).map_err(broken)?;
+    stream.set_timeout(None).map_err(broken)?;
     Ok(Connected { stream, client_id: greeting.client_id })
 }
 
+fn open(address: &Address, deadline: Instant) -> Result<BlockingSocket, ConnectError> {
+    let (host, port) = match address {
+        Address::Tcp { host, port } => (host.as_str(), *port),
+        Address::Unix(path) => {
+            let connected = UnixStream::connect(path).map(BlockingSocket::Unix);
+            return connected.map_err(|error| ConnectError::Unreachable(address.clone(), error));
+        }
+    };
+    let resolve = |error| ConnectError::Resolve(address.clone(), error);
+    let found: Vec<_> = (host, port).to_socket_addrs().map_err(resolve)?.collect();
+    let mut failure = resolve(io::ErrorKind::NotFound.into());
+    for (tried, candidate) in found.iter().enumerate() {
+        // One address that swallows everything must not eat the time of the others.
+        let share = time_left(address, deadline)? / u32::try_from(found.len() - tried).unwrap_or(1);
+        let connected = TcpStream::connect_timeout(candidate, share).and_then(|stream| {
+            stream.set_nodelay(true)?;
+            Ok(BlockingSocket::Tcp(stream))
+        });
+        match connected {
+            Ok(stream) => return Ok(stream),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                failure = ConnectError::Timeout(address.clone());
+            }
+            Err(error) => failure = ConnectError::Unreachable(address.clone(), error),
+        }
+    }
+    Err(failure)
+}
+
 /// Connects and greets. Whoever calls it sets the deadline.
-pub async fn connect_async(
-    options: &Options,
-    role: Role,
-) -> Result<Connected<tokio::net::TcpStream>, ConnectError> {
+pub async fn connect_async(options: &Options, role: Role) -> Result<Connected<AsyncSocket>, ConnectError> {
     let address = &options.address;
-    let Address::Tcp { host, port } = address;
     let resolve = |error| ConnectError::Resolve(address.clone(), error);
     let unreachable = |error| ConnectError::Unreachable(address.clone(), error);
     let broken = |error| ConnectError::Broken(address.clone(), error);
-    let found: Vec<_> = tokio::net::lookup_host((host.as_str(), *port)).await.map_err(resolve)?.collect();
-    let mut stream = tokio::net::TcpStream::connect(&found[..]).await.map_err(unreachable)?;
-    stream.set_nodelay(true).map_err(broken)?;
+    let mut stream = match address {
+        Address::Tcp { host, port } => {
+            let found: Vec<_> =
+                tokio::net::lookup_host((host.as_str(), *port)).await.map_err(resolve)?.collect();
+            let stream = tokio::net::TcpStream::connect(&found[..]).await.map_err(unreachable)?;
+            stream.set_nodelay(true).map_err(broken)?;
+            AsyncSocket::Tcp(stream)
+        }
+        Address::Unix(path) => {
+            AsyncSocket::Unix(tokio::net::UnixStream::connect(path).await.map_err(unreachable)?)
+        }
+    };
     let (out, mut greeting) = Greeting::new(options, role);
     stream.write_all(&out).await.map_err(broken)?;
     let mut input = BytesMut::with_capacity(512);
@@ -280,7 +294,7 @@ fn time_left(address: &Address, deadline: Instant) -> Result<Duration, ConnectEr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::redis::Secret;
+    use crate::config::Secret;
 
     fn options() -> Options {
         Options {

@@ -2,7 +2,7 @@
 //!
 //! What we do not read, Redis holds: `omem` of our line in `CLIENT LIST`. Over the limits of its class
 //! `pubsub` (32 MiB at once, or 8 MiB for 60 s by default) it drops us and all of that. The command
-//! connection asks every [`INTERVAL`](crate::redis::presence) while reading is paused; what follows from the
+//! connection asks every [`HEADROOM_INTERVAL`](crate::limits::HEADROOM_INTERVAL) while reading is paused; what follows from the
 //! answer is decided elsewhere. An answer with our line in it also vouches that the subscriber connection
 //! lives, when its own PING waits behind what we do not read.
 
@@ -62,8 +62,36 @@ pub struct Reading {
     pub held: Held,
     /// When it was asked for, since the process's start.
     pub at: Duration,
+    /// Since when more than `limits.soft_bytes` are held, since the process's start.
+    pub over_soft_since: Option<Duration>,
     /// The limits it has to be compared with.
     pub limits: OutputLimits,
+}
+
+/// What the kernel's two buffers hold before Redis has to: measured on loopback with default settings.
+const KERNEL_BYTES: u64 = 4 << 20;
+
+impl Reading {
+    /// Whether half of Redis's patience is used up: half of the hard limit, or half of the time over the
+    /// soft one. Where Redis does not tell, what it holds is estimated from the pause's length so far and
+    /// the rate before it, in bytes per second.
+    pub fn is_half_used(&self, now: Duration, paused: Duration, rate: u64) -> bool {
+        let OutputLimits { hard_bytes, soft_bytes, soft } = self.limits;
+        match self.held {
+            Held::Gone => true,
+            Held::Bytes(bytes) => {
+                let too_long =
+                    self.over_soft_since.is_some_and(|since| now.saturating_sub(since) >= soft / 2);
+                hard_bytes > 0 && bytes >= hard_bytes / 2 || too_long
+            }
+            Held::Unknown | Held::Denied => {
+                let arrived = (rate as f64 * paused.as_secs_f64()) as u64;
+                let bytes = arrived.saturating_sub(KERNEL_BYTES);
+                let too_long = soft_bytes > 0 && bytes >= soft_bytes && paused >= soft / 2;
+                hard_bytes > 0 && bytes >= hard_bytes / 2 || too_long
+            }
+        }
+    }
 }
 
 /// The last reading, shared. Written by the presence task.
@@ -81,6 +109,13 @@ impl Headroom {
         let mut reading = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         reading.held = held;
         reading.at = at;
+        let soft_bytes = reading.limits.soft_bytes;
+        reading.over_soft_since = match held {
+            Held::Bytes(bytes) if soft_bytes > 0 && bytes >= soft_bytes => {
+                reading.over_soft_since.or(Some(at))
+            }
+            _ => None,
+        };
     }
 
     /// Replaces the limits.
@@ -113,6 +148,29 @@ mod tests {
         for broken in ["", "pubsub", "pubsub 1 2", "pubsub a b c", "normal 0 0 0"] {
             assert_eq!(OutputLimits::parse(broken), None, "{broken}");
         }
+    }
+
+    #[test]
+    fn half_of_the_patience_is_half_of_either_limit() {
+        const MIB: u64 = 1 << 20;
+        let second = Duration::from_secs(1);
+        let headroom = Headroom::default();
+        let half_used = |now: u32, rate| headroom.read().is_half_used(second * now, second * now, rate);
+        headroom.set_held(Held::Bytes(16 * MIB - 1), second);
+        assert!(!half_used(30, 0), "over the soft limit for 29 s");
+        assert!(half_used(31, 0), "over the soft limit for 30 s");
+        headroom.set_held(Held::Bytes(8 * MIB - 1), second * 31);
+        assert!(!half_used(31, 0));
+        headroom.set_held(Held::Bytes(16 * MIB), second * 32);
+        assert!(half_used(32, 0));
+        headroom.set_held(Held::Gone, second);
+        assert!(half_used(1, 0));
+        headroom.set_held(Held::Denied, second);
+        assert!(!half_used(1, 20 * MIB - 1), "4 MiB of it are in the kernel");
+        assert!(half_used(1, 20 * MIB));
+        headroom.set_limits(OutputLimits { hard_bytes: 0, soft_bytes: 0, soft: Duration::ZERO });
+        headroom.set_held(Held::Bytes(1 << 40), second);
+        assert!(!half_used(99, 0), "no limits, no end of patience");
     }
 
     #[test]

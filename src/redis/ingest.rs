@@ -8,7 +8,7 @@
 //! the clock that looks for a dead link stands still: Redis's answer would wait behind what we do not read.
 //!
 //! Bounds: what is read and not handed over is at most one turn's reading; the table's are its own.
-//! Tested against a real Redis in `tests/redis_ingest.rs`.
+//! Tested against a real Redis in `tests/redis_ingest`.
 
 use std::io;
 use std::sync::Arc;
@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Token, Waker};
 
+use crate::clock::Clock;
 use crate::core::counters::{add, set};
 use crate::core::gate::Gate;
 use crate::core::handover::{Command, Delivery, StageItem};
@@ -33,6 +34,7 @@ use crate::redis::connect::{CONNECT_TIMEOUT, ConnectError, Connected, Role, conn
 use crate::redis::link::{Filled, Heart, Link};
 use crate::redis::presence::{BATCH_CHANNELS, Batch, Requests, Subscriber};
 use crate::redis::route::{Heard, Router};
+use crate::redis::socket::BlockingSocket;
 use crate::redis::stats::IngestStats;
 
 /// Reads in a turn, after which commands are looked at again.
@@ -71,8 +73,8 @@ pub struct Setup<S> {
     pub stage: Option<Arc<Mailbox<StageItem>>>,
     /// The way to the presence task.
     pub presence: Requests,
-    /// The zero of the process's clock.
-    pub started: Instant,
+    /// The process's clock.
+    pub clock: Clock,
 }
 
 /// The running thread.
@@ -172,7 +174,7 @@ struct Worker<S> {
     limits: Limits,
     gate: Arc<Gate>,
     stats: Arc<IngestStats>,
-    started: Instant,
+    clock: Clock,
     stop: Arc<AtomicBool>,
 }
 
@@ -181,12 +183,12 @@ enum Attempt {
     /// The next one begins then.
     At(Instant),
     /// A thread is at it.
-    Running(Receiver<Result<Connected<std::net::TcpStream>, ConnectError>>),
+    Running(Receiver<Result<Connected<BlockingSocket>, ConnectError>>),
 }
 
 impl<S: Send + 'static> Worker<S> {
     fn new(ingest: Ingest<S>, setup: Setup<S>, stop: Arc<AtomicBool>) -> Worker<S> {
-        let Setup { options, limits, gate, reactors, stage, presence, started } = setup;
+        let Setup { options, limits, gate, reactors, stage, presence, clock } = setup;
         let now = Instant::now();
         Worker {
             poll: ingest.poll,
@@ -214,7 +216,7 @@ impl<S: Send + 'static> Worker<S> {
             limits,
             gate,
             stats: ingest.stats,
-            started,
+            clock,
             stop,
         }
     }
@@ -388,7 +390,7 @@ impl<S: Send + 'static> Worker<S> {
             self.unpause();
         }
         let Some(link) = &mut self.link else { return Ok(()) };
-        let mut read_at = self.started.elapsed();
+        let mut read_at = self.clock.now();
         let (mut reads, mut bytes) = (0, 0);
         loop {
             loop {
@@ -412,7 +414,7 @@ impl<S: Send + 'static> Worker<S> {
             }
             match link.fill(Instant::now()) {
                 Ok(Filled::Bytes(n)) => {
-                    read_at = self.started.elapsed();
+                    read_at = self.clock.now();
                     reads += 1;
                     bytes += n;
                     add(&self.stats.bytes, n as u64);
@@ -427,9 +429,12 @@ impl<S: Send + 'static> Worker<S> {
     }
 
     fn pause(&mut self) {
-        self.paused = Some(Instant::now());
+        let now = Instant::now();
+        self.paused = Some(now);
+        let rate = self.link.as_ref().map_or(0, |link| link.rate(now));
+        set(&self.stats.rate_before_pause, rate);
         // 0 is for open.
-        let since = self.started.elapsed().as_micros().max(1);
+        let since = self.clock.now().as_micros().max(1);
         set(&self.stats.paused_since_us, u64::try_from(since).unwrap_or(u64::MAX));
         add(&self.stats.pauses, 1);
         self.presence.subscriber.send_modify(|subscriber| subscriber.paused = true);

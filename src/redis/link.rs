@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
 use mio::event::Event;
-use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 
 use crate::core::stream::Channel;
@@ -18,13 +17,15 @@ use crate::proto::ring::Ring;
 use crate::redis::command::{encode, encode_channels};
 use crate::redis::connect::Connected;
 use crate::redis::pipeline::Pipeline;
+use crate::redis::socket::{BlockingSocket, PolledSocket};
 
 /// A connection that has greeted.
 pub(super) struct Link {
-    socket: TcpStream,
+    socket: PolledSocket,
     pub(super) ring: Ring,
     pub(super) pipeline: Pipeline,
     pub(super) client_id: Option<u64>,
+    rate: Rate,
     output: BytesMut,
     readable: bool,
     writable: bool,
@@ -53,19 +54,19 @@ pub(super) enum Heart {
 impl Link {
     /// Registers the connection under that token.
     pub(super) fn new(
-        connected: Connected<std::net::TcpStream>,
+        connected: Connected<BlockingSocket>,
         registry: &Registry,
         token: Token,
         message_bytes_max: usize,
     ) -> io::Result<Link> {
-        connected.stream.set_nonblocking(true)?;
-        let mut socket = TcpStream::from_std(connected.stream);
+        let mut socket = connected.stream.into_polled()?;
         registry.register(&mut socket, token, Interest::READABLE | Interest::WRITABLE)?;
         Ok(Link {
             socket,
             ring: Ring::new(message_bytes_max),
             pipeline: Pipeline::default(),
             client_id: connected.client_id,
+            rate: Rate::default(),
             output: BytesMut::new(),
             readable: true,
             writable: true,
@@ -91,6 +92,7 @@ impl Link {
                 Ok(n) => {
                     self.ring.filled(n);
                     self.heard = now;
+                    self.rate.count(n, now);
                     return Ok(Filled::Bytes(n));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -135,6 +137,11 @@ impl Link {
         }
     }
 
+    /// Bytes per second that came lately.
+    pub(super) fn rate(&self, now: Instant) -> u64 {
+        self.rate.read(now)
+    }
+
     /// PING was answered.
     pub(super) fn ponged(&mut self) {
         self.pinged = None;
@@ -159,5 +166,40 @@ impl Link {
         self.pipeline.ping();
         self.pinged = Some(now);
         Heart::Beats(now + patience)
+    }
+}
+
+/// Bytes per second, over windows of a tenth of a second: a burst is over before a longer one ends.
+#[derive(Default)]
+struct Rate {
+    window: Option<Instant>,
+    bytes: u64,
+    /// Of the window before, and when that ended.
+    last: Option<(u64, Instant)>,
+}
+
+impl Rate {
+    const WINDOW: Duration = Duration::from_millis(100);
+    /// A shorter part of a window says too little.
+    const PART: Duration = Duration::from_millis(10);
+
+    fn count(&mut self, bytes: usize, now: Instant) {
+        let begun = *self.window.get_or_insert(now);
+        if now - begun >= Rate::WINDOW {
+            self.last = Some((self.per_second(now - begun), now));
+            self.window = Some(now);
+            self.bytes = 0;
+        }
+        self.bytes += bytes as u64;
+    }
+
+    fn read(&self, now: Instant) -> u64 {
+        let last = self.last.filter(|(_, end)| now - *end < Rate::WINDOW * 2).map_or(0, |(rate, _)| rate);
+        let part = self.window.map_or(Duration::ZERO, |begun| now - begun);
+        last.max(self.per_second(part.max(Rate::PART)))
+    }
+
+    fn per_second(&self, time: Duration) -> u64 {
+        (self.bytes as f64 / time.as_secs_f64()) as u64
     }
 }

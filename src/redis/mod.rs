@@ -8,6 +8,9 @@
 //! - [`stats`]: what the status pages and metrics tell about all of this.
 
 use std::fmt;
+use std::path::PathBuf;
+
+use crate::config::{self, RedisEndpoint, Secret};
 
 pub mod backoff;
 pub mod command;
@@ -18,6 +21,7 @@ mod link;
 mod pipeline;
 pub mod presence;
 mod route;
+pub mod socket;
 pub mod stats;
 
 /// Where Redis is and how to get in.
@@ -51,6 +55,23 @@ impl Default for Options {
 }
 
 impl Options {
+    /// As configured; none where that takes what is not built in (TLS, Sentinel).
+    pub fn new(config: &config::Redis) -> Option<Options> {
+        let address = match &config.endpoint {
+            RedisEndpoint::Tcp { at, tls: false } => Address::Tcp { host: at.host.clone(), port: at.port },
+            RedisEndpoint::Unix(path) => Address::Unix(path.clone()),
+            RedisEndpoint::Tcp { tls: true, .. } | RedisEndpoint::Sentinel(_) => return None,
+        };
+        Some(Options {
+            address,
+            username: config.user.clone(),
+            password: config.password.clone(),
+            db: config.db,
+            namespace: config.namespace.clone(),
+            ..Options::default()
+        })
+    }
+
     /// What stands before each channel and key: empty, or the namespace with its colon.
     pub fn prefix(&self) -> String {
         self.namespace.as_deref().map(|namespace| format!("{namespace}:")).unwrap_or_default()
@@ -68,6 +89,8 @@ pub enum Address {
         /// The port.
         port: u16,
     },
+    /// A unix socket.
+    Unix(PathBuf),
 }
 
 impl fmt::Display for Address {
@@ -75,28 +98,7 @@ impl fmt::Display for Address {
         match self {
             Address::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
             Address::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Address::Unix(path) => write!(f, "{}", path.display()),
         }
-    }
-}
-
-/// A password. It is never printed, in no format.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Keeps it.
-    pub fn new(text: impl Into<String>) -> Secret {
-        Secret(text.into())
-    }
-
-    /// The password itself, for the wire only.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
     }
 }

@@ -8,39 +8,38 @@
 //! the server of before.
 //!
 //! Bounds: [`QUEUE_BATCHES`] batches wait here, of at most [`BATCH_CHANNELS`] each; the ingest keeps the rest
-//! in its table. Tested against a real Redis in `tests/redis_ingest.rs`.
+//! in its table. Tested against a real Redis in `tests/redis_ingest`.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use redis_protocol::resp2::decode::decode;
 use redis_protocol::resp2::types::OwnedFrame;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
+use crate::clock::Clock;
 use crate::core::counters::add;
 use crate::core::handover::Command;
 use crate::core::mailbox::Mailbox;
 use crate::core::stream::Channel;
-use crate::limits::Limits;
+use crate::limits::{HEADROOM_INTERVAL, Limits};
 use crate::redis::Options;
 use crate::redis::backoff::Backoff;
 use crate::redis::command::{encode, encode_presence};
 use crate::redis::connect::{CONNECT_TIMEOUT, ConnectError, Role, advice, connect_async, tell};
 use crate::redis::headroom::{Headroom, Held, OutputLimits, find_omem};
+use crate::redis::socket::AsyncSocket;
 use crate::redis::stats::PresenceStats;
 
 /// Batches on their way to this task.
 pub const QUEUE_BATCHES: usize = 16;
 /// Channels in a batch, at most.
 pub const BATCH_CHANNELS: usize = 1000;
-/// How often Redis is asked for what it holds, while reading is paused.
-pub const INTERVAL: Duration = Duration::from_millis(20);
 /// A presence key lives as long as three refreshes take.
 pub const KEY_LIFETIMES: u32 = 3;
 
@@ -91,13 +90,13 @@ pub struct Presence {
     waiting: Vec<Batch>,
     options: Options,
     key_seconds: u64,
-    started: Instant,
+    clock: Clock,
     headroom: Arc<Headroom>,
     stats: Arc<PresenceStats>,
 }
 
-/// The two ends. `started` is the zero of the process's clock.
-pub fn new(options: Options, limits: &Limits, started: Instant) -> (Requests, Presence) {
+/// The two ends.
+pub fn new(options: Options, limits: &Limits, clock: Clock) -> (Requests, Presence) {
     let (batches, batches_end) = mpsc::channel(QUEUE_BATCHES);
     let (subscriber, subscriber_end) = watch::channel(Subscriber::default());
     let presence = Presence {
@@ -106,7 +105,7 @@ pub fn new(options: Options, limits: &Limits, started: Instant) -> (Requests, Pr
         waiting: Vec::new(),
         options,
         key_seconds: (limits.presence_refresh * KEY_LIFETIMES).as_secs().max(1),
-        started,
+        clock,
         headroom: Arc::default(),
         stats: Arc::default(),
     };
@@ -157,7 +156,7 @@ impl Presence {
                 Err(end) => end,
             };
             self.stats.connected.store(false, Relaxed);
-            self.headroom.set_held(Held::Unknown, self.started.elapsed());
+            self.headroom.set_held(Held::Unknown, self.clock.now());
             if self.stats.keys_set.load(Relaxed) != keys_before {
                 backoff.reset();
             }
@@ -198,7 +197,7 @@ impl Presence {
         let mut connection = Connection { stream, input: BytesMut::new(), ask_by_type: false, denied: false };
         self.headroom.set_limits(connection.limits().await?);
         self.stats.connected.store(true, Relaxed);
-        let mut ticks = interval(INTERVAL);
+        let mut ticks = interval(HEADROOM_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let subscriber = *self.subscriber.borrow_and_update();
@@ -222,7 +221,7 @@ impl Presence {
                 }
                 _ = ticks.tick(), if subscriber.paused => {
                     let held = connection.held(subscriber.client_id).await?;
-                    self.headroom.set_held(held, self.started.elapsed());
+                    self.headroom.set_held(held, self.clock.now());
                 }
                 // Nothing was asked: it can only be the end.
                 readable = connection.stream.readable() => {
@@ -286,7 +285,7 @@ impl Presence {
 
 /// A command connection.
 struct Connection {
-    stream: TcpStream,
+    stream: AsyncSocket,
     input: BytesMut,
     /// Redis before 6.2: it lists a class of clients, not one.
     ask_by_type: bool,
@@ -297,7 +296,7 @@ struct Connection {
 impl Connection {
     /// Sends commands and reads their answers.
     async fn ask(&mut self, out: &[u8], answers: usize) -> Result<Vec<OwnedFrame>, End> {
-        let (mut reader, mut writer) = self.stream.split();
+        let (mut reader, mut writer) = tokio::io::split(&mut self.stream);
         let input = &mut self.input;
         let write = async { writer.write_all(out).await.map_err(End::from) };
         let read = async {

@@ -15,7 +15,7 @@ use crate::core::event::{Event, Parsed, Position};
 use crate::core::gate::Gate;
 use crate::core::handover::{Attachment, Command, Delivery, HoldError, Reply, StageItem};
 use crate::core::mailbox::Mailbox;
-use crate::core::stream::{Channel, Id};
+use crate::core::stream::Channel;
 use crate::core::subscriptions::Subscriptions;
 use crate::proto::ring::{Frame, Payload};
 use crate::redis::Options;
@@ -114,19 +114,15 @@ impl<S> Router<S> {
     }
 
     fn attached(&mut self, reactor: u16, channels: &[Channel], attachment: Attachment<S>) {
-        let account: Id = match &attachment {
-            Attachment::Client(client) => client.viewer.account,
-            Attachment::Subscription(_, subscription) => subscription.account,
+        let (account, delivery) = match attachment {
+            Attachment::Client(client) => (client.viewer.account, Delivery::Client(client, self.seq)),
+            Attachment::Subscription(client, subscription) => {
+                (subscription.account, Delivery::Subscription(client, subscription, self.seq))
+            }
         };
         for channel in channels.iter().filter(|channel| channel.is_filtered()) {
             self.tell_stage(StageItem::Join(channel.clone(), account));
         }
-        let delivery = match attachment {
-            Attachment::Client(client) => Delivery::Client(client, self.seq),
-            Attachment::Subscription(client, subscription) => {
-                Delivery::Subscription(client, subscription, self.seq)
-            }
-        };
         if let Some(outbox) = self.reactors.get_mut(usize::from(reactor)) {
             outbox.batch.push(delivery);
         }

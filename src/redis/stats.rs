@@ -39,6 +39,9 @@ pub struct IngestStats {
     pub too_long: AtomicU64,
     /// Kills read.
     pub kills: AtomicU64,
+    /// Bytes per second that came just before the last pause: what Redis has to hold, as far as one can
+    /// guess, for each second of it.
+    pub rate_before_pause: AtomicU64,
     /// Bytes in the ring that wait to be taken.
     pub unread_bytes: AtomicU64,
     /// Since when reading is paused, in microseconds since the process's start; 0 while it is not.
@@ -62,13 +65,18 @@ impl IngestStats {
         }
     }
 
+    /// How long reading has been paused by now, if it is.
+    pub fn pause(&self, now: Duration) -> Option<Duration> {
+        match self.paused_since_us.load(Relaxed) {
+            0 => None,
+            since => Some(now.saturating_sub(Duration::from_micros(since))),
+        }
+    }
+
     /// How long reading was paused in all, by a clock that shows `now` since the process's start.
     pub fn paused_total(&self, now: Duration) -> Duration {
         let ended = Duration::from_micros(self.paused_us.load(Relaxed));
-        match self.paused_since_us.load(Relaxed) {
-            0 => ended,
-            since => ended + now.saturating_sub(Duration::from_micros(since)),
-        }
+        ended + self.pause(now).unwrap_or_default()
     }
 }
 

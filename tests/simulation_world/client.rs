@@ -117,7 +117,7 @@ impl Socket for SimSocket {
         let mut pipe = self.pipe.0.borrow_mut();
         assert!(!pipe.finished, "written after the end");
         assert!(!pipe.full, "written while full: one write per turn, none while blocked");
-        if pipe.left && pipe.room % 3 == 0 {
+        if pipe.left && pipe.room.is_multiple_of(3) {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         let offered: usize = slices.iter().map(|slice| slice.len()).sum();

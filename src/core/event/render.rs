@@ -11,14 +11,17 @@
 //! | object, array | a JSON string that holds the compact JSON | the compact JSON |
 //! | number, `true` | as it came | as it came |
 //!
-//! The sources are RFC 6455 (5.2), RFC 9112 (7.1) and the HTML standard's event stream format.
+//! The transports' own framing comes from [`crate::proto`].
+
+use std::borrow::Cow;
 
 use bytes::Bytes;
-use memchr::memchr2;
 
 use super::{Event, Transport};
 use crate::core::json::{self, Kind};
 use crate::core::stream::Stream;
+use crate::proto::sse::{self, ChunkHead};
+use crate::proto::ws;
 
 /// A frame in one piece, and where its body stands.
 #[derive(Debug)]
@@ -68,51 +71,29 @@ pub(super) fn head_and_tail(
     (bytes.slice(unused..head_end), bytes.slice(head_end..))
 }
 
-/// Room for the longest framing in front of a frame: a chunk's size in hexadecimal.
-const HEADER_BYTES_MAX: usize = 18;
+/// Room for the longest framing in front of a frame: a chunk's first line.
+const HEADER_BYTES_MAX: usize = ChunkHead::BYTES_MAX;
 
 /// Writes the transport's framing into the end of the room that `out` begins with, and behind the content;
 /// `apart` bytes of content stand elsewhere. Returns how much of the room was not needed.
 fn write_framing(transport: Transport, apart: usize, out: &mut Vec<u8>) -> usize {
     let content_len = out.len() - HEADER_BYTES_MAX + apart;
-    let mut header = [0; HEADER_BYTES_MAX];
-    let used = match transport {
-        Transport::WebSocket => ws_header(content_len, &mut header),
-        Transport::SseChunked => {
-            out.extend_from_slice(b"\r\n");
-            chunk_header(content_len, &mut header)
+    let mut put = |header: &[u8]| {
+        let unused = HEADER_BYTES_MAX - header.len();
+        for (place, byte) in out.iter_mut().skip(unused).zip(header) {
+            *place = *byte;
         }
-        Transport::SsePlain => 0,
+        unused
     };
-    let unused = HEADER_BYTES_MAX - used;
-    for (place, byte) in out.iter_mut().skip(unused).zip(header.into_iter().take(used)) {
-        *place = byte;
+    match transport {
+        Transport::WebSocket => put(&ws::encode::text_header(content_len)),
+        Transport::SseChunked => {
+            let unused = put(&sse::chunk_head(content_len));
+            out.extend_from_slice(sse::CHUNK_END);
+            unused
+        }
+        Transport::SsePlain => put(&[]),
     }
-    unused
-}
-
-/// An unfragmented text message's header, unmasked (RFC 6455, 5.2). Returns its length.
-fn ws_header(content_len: usize, header: &mut [u8; HEADER_BYTES_MAX]) -> usize {
-    header[0] = 0x81;
-    if let Ok(len @ 0..=125) = u8::try_from(content_len) {
-        header[1] = len;
-        2
-    } else if let Ok(len) = u16::try_from(content_len) {
-        header[1] = 126;
-        header[2..4].copy_from_slice(&len.to_be_bytes());
-        4
-    } else {
-        header[1] = 127;
-        header[2..10].copy_from_slice(&(content_len as u64).to_be_bytes());
-        10
-    }
-}
-
-/// A chunk's size line (RFC 9112, 7.1). Returns its length.
-fn chunk_header(content_len: usize, header: &mut [u8; HEADER_BYTES_MAX]) -> usize {
-    let line = format!("{content_len:x}\r\n");
-    header[..line.len()].copy_from_slice(line.as_bytes());
-    line.len()
 }
 
 fn write_head(event: &Event, transport: Transport, stream: &Stream, out: &mut Vec<u8>) {
@@ -125,9 +106,7 @@ fn write_head(event: &Event, transport: Transport, stream: &Stream, out: &mut Ve
             out.extend_from_slice(b",\"payload\":");
         }
         Transport::SseChunked | Transport::SsePlain => {
-            out.extend_from_slice(b"event: ");
-            write_line_of_name(as_str(event.name()), out);
-            out.extend_from_slice(b"\ndata: ");
+            sse::event_start(out, &name_text(event.name()));
         }
     }
 }
@@ -144,7 +123,7 @@ fn write_body(event: &Event, transport: Transport, out: &mut Vec<u8>) {
         (Transport::WebSocket, _) => out.extend_from_slice(payload),
         (Transport::SseChunked | Transport::SsePlain, Kind::Text) => {
             let text = json::text(as_str(payload)).unwrap_or_default();
-            write_data_lines(text.as_bytes(), out);
+            sse::event_data(out, text.as_bytes());
         }
         (Transport::SseChunked | Transport::SsePlain, _) => json::write_compact(open, out),
     }
@@ -170,7 +149,7 @@ fn write_tail(event: &Event, transport: Transport, outcome: u16, out: &mut Vec<u
         out.push(b'}');
     }
     if !is_ws {
-        out.extend_from_slice(b"\n\n");
+        out.extend_from_slice(sse::EVENT_END);
     } else if matches!(json::kind(payload), Kind::Object | Kind::Array) {
         out.extend_from_slice(b"\"}");
     } else {
@@ -178,27 +157,17 @@ fn write_tail(event: &Event, transport: Transport, outcome: u16, out: &mut Vec<u
     }
 }
 
-/// An event's name on its line. Control characters would end the line, or the event: they become U+FFFD.
-fn write_line_of_name(name: &str, out: &mut Vec<u8>) {
-    match json::text(name) {
-        None => json::write_compact(name.as_bytes(), out),
-        Some(text) if !text.contains(char::is_control) => out.extend_from_slice(text.as_bytes()),
-        Some(text) => {
-            out.extend_from_slice(text.replace(char::is_control, "\u{FFFD}").as_bytes());
+/// An event's name as SSE carries it: its text, or the JSON of what is no string.
+fn name_text(name: &[u8]) -> Cow<'_, [u8]> {
+    match json::text(as_str(name)) {
+        Some(Cow::Borrowed(text)) => Cow::Borrowed(text.as_bytes()),
+        Some(Cow::Owned(text)) => Cow::Owned(text.into_bytes()),
+        None => {
+            let mut compact = Vec::with_capacity(name.len());
+            json::write_compact(name, &mut compact);
+            Cow::Owned(compact)
         }
     }
-}
-
-/// The text behind a first `data: `. A parser ends a line at CR LF, LF or CR, and joins lines with LF.
-fn write_data_lines(text: &[u8], out: &mut Vec<u8>) {
-    let mut rest = text;
-    while let Some(end) = memchr2(b'\r', b'\n', rest) {
-        let (line, after) = rest.split_at(end);
-        out.extend_from_slice(line);
-        out.extend_from_slice(b"\ndata: ");
-        rest = after.strip_prefix(b"\r\n").or_else(|| after.get(1..)).unwrap_or_default();
-    }
-    out.extend_from_slice(rest);
 }
 
 fn is_empty_object(payload: &[u8]) -> bool {

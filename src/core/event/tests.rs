@@ -198,10 +198,7 @@ fn the_last_of_equal_members_counts() {
 #[test]
 fn names_cannot_break_out_of_their_line() {
     let message = r#"{"event":"a\r\ndata: x\n\nb\u0000\u0085","payload":"1"}"#;
-    assert_eq!(
-        sse(HOME, message),
-        "event: a\u{FFFD}\u{FFFD}data: x\u{FFFD}\u{FFFD}b\u{FFFD}\u{FFFD}\ndata: 1\n\n"
-    );
+    assert_eq!(sse(HOME, message), "event: a  data: x  b\u{0}\u{85}\ndata: 1\n\n");
     let back: Value = serde_json::from_str(&ws(HOME, StreamKind::User, message)).unwrap();
     assert_eq!(back["event"], "a\r\ndata: x\n\nb\u{0}\u{85}");
     // Node lets any true value pass as a name.
@@ -514,7 +511,7 @@ proptest! {
         };
         for transport in [Transport::SseChunked, Transport::SsePlain] {
             let (sse_name, data) = sse_event(transport, &event.frame(transport, &stream(kind), 0));
-            prop_assert_eq!(sse_name, name.replace(char::is_control, "\u{FFFD}"));
+            prop_assert_eq!(sse_name, name.replace(['\r', '\n'], " "));
             prop_assert_eq!(&data, &shown);
         }
     }

@@ -215,9 +215,8 @@ fn queries_are_decoded_as_node_does() {
     assert_eq!(query("stream=user&stream=public").stream.as_deref(), Some("user"));
     assert_eq!(query("stream=&stream=public").stream.as_deref(), Some(""));
 
-    assert!(query("only_media=true").only_media);
-    assert!(query("only_media=0&only_media=0").only_media);
-    assert!(!query("only_media=off").only_media && !query("only_media").only_media);
+    assert!(query("allow_local_only=0&allow_local_only=0").allow_local_only);
+    assert!(!query("allow_local_only=off").allow_local_only && !query("allow_local_only").allow_local_only);
     assert!(query("allow_local_only=1").allow_local_only);
 
     let behind = |pairs: usize| query(&format!("{}tag=a", "x=1&".repeat(pairs))).tag;

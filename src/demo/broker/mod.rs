@@ -1,7 +1,7 @@
 //! A small broker that speaks what streaming needs of Redis's protocol, so that a first run needs no Redis
 //! and `redis-cli` works against it: publish and subscribe, and keys that expire.
 //!
-//! One thread with a runtime of its own; [`store`] decides, this file moves bytes. Bounds: clients, bytes of an
+//! One thread with a runtime of its own; `store` decides, this file moves bytes. Bounds: clients, bytes of an
 //! unfinished command, bytes that a client leaves unread (then it is dropped, as by Redis), keys,
 //! subscriptions. It listens on loopback only, and is no place for data.
 //!

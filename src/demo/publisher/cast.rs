@@ -1,6 +1,4 @@
 //! Who posts in the demo, and what: made-up people on reserved domains, in many languages and scripts.
-//!
-//! Tags are written so that lower case is their normal form, since it names their channel.
 
 /// Someone who posts.
 pub struct Person {

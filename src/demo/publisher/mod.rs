@@ -1,4 +1,4 @@
-//! Plays the demo's [`script`] to a broker, as Rails would: one connection, PUBLISH, and EXISTS on the
+//! Plays the demo's script to a broker, as Rails would: one connection, PUBLISH, and EXISTS on the
 //! presence keys before anything personal.
 //!
 //! One thread, which waits for the next step or to be stopped. If the broker goes away it connects again.

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::cast::{PEOPLE, Person, Post, With};
 use super::random::Random;
+use crate::core::hashtag::normalise;
 use crate::core::stream::Id;
 use crate::demo::directory::account_id;
 
@@ -33,7 +34,7 @@ impl Status {
         let created_at = timestamp(now_ms);
         let tag_list: Vec<Value> = tags
             .iter()
-            .map(|tag| json!({"name": tag.to_lowercase(), "url": format!("https://{HOME}/tags/{tag}")}))
+            .map(|tag| json!({"name": normalise(tag).as_str(), "url": format!("https://{HOME}/tags/{tag}")}))
             .collect();
         let media = pictures(post, &id, random);
         let json = json!({
@@ -71,7 +72,7 @@ impl Status {
             author,
             local: person.domain.is_empty(),
             media: matches!(post.with, With::Pictures(..)),
-            tags: tags.iter().map(|tag| tag.to_lowercase()).collect(),
+            tags: tags.iter().map(|tag| normalise(tag).as_str().to_owned()).collect(),
             json,
         }
     }

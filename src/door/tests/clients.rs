@@ -178,10 +178,9 @@ async fn a_request_before_the_stream_is_answered_first() {
 #[tokio::test]
 async fn a_stream_waits_until_earlier_responses_are_read() {
     let page = "x".repeat(4 << 20);
-    let sent = page.clone();
+    let sent = Bytes::from(page.clone());
     let mut world = World::with(|setup| {
-        let render = Arc::new(move || Ok(sent.clone()));
-        setup.pages.metrics = Some(Metrics { content_type: "text/plain", render });
+        setup.pages.source = Some(one_page(sent.clone()));
     });
     let metrics = "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
     let mut stream =

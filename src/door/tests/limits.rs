@@ -47,8 +47,7 @@ async fn a_stream_must_be_confirmed_in_time() {
 async fn who_never_reads_does_not_stay() {
     let world = World::with(|setup| {
         setup.limits.door_timeout = Duration::from_millis(20);
-        let render = Arc::new(|| Ok("x".repeat(64 << 20)));
-        setup.pages.metrics = Some(Metrics { content_type: "text/plain", render });
+        setup.pages.source = Some(one_page(Bytes::from("x".repeat(64 << 20))));
     });
     let stream = world.send(&get("/metrics")).await;
     // The kernel says so without a read.

@@ -1,29 +1,40 @@
 //! Where the rooms meet: makes the parts, gives each what it needs, runs until a signal, and drains.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+mod pages;
+mod sources;
+mod systemd;
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::clock::Clock;
-use crate::config::{Config, DatabaseHost, Listen, Mode, RedisEndpoint};
+use crate::config::{Config, DatabaseHost, Listen, Mode, Redis};
 use crate::core::gate::Gate;
-use crate::core::handover::Delivery;
+use crate::core::handover::{Delivery, Viewer};
 use crate::core::mailbox::Mailbox;
 use crate::db::{self, Accounts, Pool};
-use crate::door::{self, Directory, Door, Listener};
+use crate::demo::{self, Demo};
+use crate::door::{self, Directory, Door, Listener, MemoryDirectory};
 use crate::limits::LINGER;
 use crate::reactor::{Links, Reactor, Socket};
-use crate::redis::headroom::{Headroom, Held, OutputLimits};
+use crate::redis::headroom::Headroom;
 use crate::redis::ingest::{self, Ingest};
 use crate::redis::presence;
+use crate::redis::stats::IngestStats;
+use crate::status::{self, Process, Status};
 
 /// Why the server could not start or had to end: one line for the person who started it.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Failure(pub String);
+
+/// File descriptors that are not for clients: listeners, PostgreSQL, Redis, the log, the polls.
+const DESCRIPTORS_KEPT: u64 = 100;
 
 /// Runs the server until SIGTERM or SIGINT, then drains. A second signal ends it at once.
 pub fn run(config: Config) -> Result<(), Failure> {
@@ -34,12 +45,26 @@ pub fn run(config: Config) -> Result<(), Failure> {
     runtime.block_on(serve(config))
 }
 
-async fn serve(config: Config) -> Result<(), Failure> {
+async fn serve(mut config: Config) -> Result<(), Failure> {
     let clock = Clock::start();
     let mut signals = Signals::new()?;
     let descriptors = raise_descriptor_limit();
+    let process = Process::starting();
+    let demo = match config.mode {
+        Mode::Demo => {
+            Some(Demo::start().map_err(|error| Failure(format!("cannot start the demo: {error}")))?)
+        }
+        Mode::Serve | Mode::NoDatabase => None,
+    };
+    if let Some(demo) = &demo {
+        config.redis = Redis::at(demo.broker_address());
+    }
     let redis = redis_options(&config)?;
-    let limits = config.limits.clone();
+    let mut limits = config.limits.clone();
+    if limits.connections_max == 0 {
+        limits.connections_max =
+            usize::try_from(descriptors.saturating_sub(DESCRIPTORS_KEPT)).unwrap_or(usize::MAX);
+    }
 
     let ingest = Ingest::<Socket>::new().map_err(|error| no_poll(&error))?;
     let gate = Gate::new(limits.backpressure_high_bytes, limits.backpressure_high_bytes / 2, ingest.waker());
@@ -50,10 +75,35 @@ async fn serve(config: Config) -> Result<(), Failure> {
     let mailboxes: Vec<Arc<Mailbox<Delivery<Socket>>>> = reactors.iter().map(Reactor::inbox).collect();
     let clients: Arc<[AtomicUsize]> = reactors.iter().map(|_| AtomicUsize::new(0)).collect();
 
-    let started = Instant::now() - clock.now();
-    let (presence_requests, presence) = presence::new(redis.clone(), &limits, started);
+    let (presence_requests, presence) = presence::new(redis.clone(), &limits, clock);
     let headroom = presence.headroom();
-    let directory = directory(&config)?;
+    let pool = pool(&config)?;
+    let directory: Option<Arc<dyn Directory>> = match (&pool, &demo) {
+        (Some(pool), _) => Some(Arc::new(FromDatabase(Accounts::new(pool.clone())))),
+        (None, Some(_)) => Some(Arc::new(demo_directory())),
+        (None, None) => None,
+    };
+    let draining = Arc::new(AtomicBool::new(false));
+    let the_door = Arc::new(OnceLock::new());
+    let status = Status::new(
+        Arc::new(sources::Sources {
+            clock,
+            counters: reactors.iter().map(Reactor::counters).collect(),
+            mailboxes: mailboxes.clone(),
+            ingest: ingest.stats(),
+            gate: Arc::clone(&gate),
+            headroom: Arc::clone(&headroom),
+            door: Arc::clone(&the_door),
+            pool,
+            draining: Arc::clone(&draining),
+        }),
+        status::Options {
+            status_public: config.monitoring.status_public,
+            metrics_on_main: config.monitoring.metrics_main_port,
+            metrics_prefix: config.monitoring.metrics_prefix.clone(),
+        },
+        process,
+    );
 
     let door = Door::new(door::Setup {
         limits: limits.clone(),
@@ -64,8 +114,16 @@ async fn serve(config: Config) -> Result<(), Failure> {
         },
         commands: ingest.commands(),
         clients: Arc::clone(&clients),
-        pages: door::Pages::default(),
+        pages: door::Pages {
+            source: Some(pages::source(status, status::Listener::Main)),
+            demo: demo.as_ref().map(|demo| door::DemoPage {
+                html: demo::page::html(demo.broker_address()).into(),
+                security_policy: demo::page::CONTENT_SECURITY_POLICY,
+            }),
+        },
     });
+    // Set once, here.
+    let _ = the_door.set(Arc::clone(&door));
     let listener =
         Listener::bind(&listen_address(&config.listen)).map_err(|error| Failure(error.to_string()))?;
 
@@ -77,7 +135,7 @@ async fn serve(config: Config) -> Result<(), Failure> {
             // The receiver ends with the process.
             requests: Box::new(move |request| drop(requests.send(request))),
             gate: Arc::clone(&gate),
-            headroom_half_used: half_used(Arc::clone(&headroom)),
+            headroom_half_used: half_used(Arc::clone(&headroom), ingest.stats(), clock),
             load: Arc::clone(&clients),
             clock,
         };
@@ -91,9 +149,12 @@ async fn serve(config: Config) -> Result<(), Failure> {
             limits: limits.clone(),
             gate,
             reactors: mailboxes.clone(),
-            stage: None,
+            stage: match &demo {
+                Some(_) => Some(demo::stage::start(mailboxes.clone()).map_err(|error| no_thread(&error))?),
+                None => None,
+            },
             presence: presence_requests,
-            started,
+            clock,
         })
         .map_err(|error| no_thread(&error))?;
     if config.mode == Mode::NoDatabase {
@@ -101,16 +162,30 @@ async fn serve(config: Config) -> Result<(), Failure> {
             "running without a database: NO ACCESS CONTROL, public and hashtag streams for anyone"
         );
     }
-    tracing::info!(descriptors, "file descriptors allow about {} clients", descriptors.saturating_sub(100));
+    tracing::info!(
+        "{descriptors} file descriptors (RLIMIT_NOFILE): at most {} clients",
+        limits.connections_max
+    );
 
+    if let Some(demo) = &demo {
+        println!("{}", demo::banner(listener.address(), demo.broker_address()));
+    }
     let (stop, stopped) = watch::channel(());
     let serving = tokio::spawn(door::serve(Arc::clone(&door), listener, async move {
         let mut stopped = stopped;
         // An error is the sender's end, which means the same.
         let _ = stopped.changed().await;
     }));
+    systemd::tell(NotifyState::Ready);
+    let ingest = Arc::new(ingest);
+    let watched = Arc::downgrade(&ingest);
+    tokio::spawn(systemd::watchdog(mailboxes.clone(), move || {
+        watched.upgrade().is_some_and(|ingest| !ingest.has_ended())
+    }));
     signals.next().await;
+    systemd::tell(NotifyState::Stopping);
     // The listening socket closes first, so that a successor can bind at once.
+    draining.store(true, Ordering::Relaxed);
     drop(stop);
     if let Err(error) = serving.await {
         tracing::error!(%error, "the door ended badly");
@@ -119,7 +194,9 @@ async fn serve(config: Config) -> Result<(), Failure> {
         () = drain(&mailboxes, &clients, limits.drain) => {}
         () = signals.next() => tracing::info!("a second signal: ending at once"),
     }
-    ingest.stop();
+    if let Some(ingest) = Arc::into_inner(ingest) {
+        ingest.stop();
+    }
     Ok(())
 }
 
@@ -181,20 +258,11 @@ fn raise_descriptor_limit() -> u64 {
 
 fn redis_options(config: &Config) -> Result<crate::redis::Options, Failure> {
     let redis = &config.redis;
-    let RedisEndpoint::Tcp { at, tls: false } = &redis.endpoint else {
-        return Err(Failure(format!("{}: this kind of address is not supported yet", redis.variable)));
-    };
-    Ok(crate::redis::Options {
-        address: crate::redis::Address::Tcp { host: at.host.clone(), port: at.port },
-        username: redis.user.clone(),
-        password: redis.password.as_ref().map(|secret| crate::redis::Secret::new(secret.expose())),
-        db: redis.db,
-        namespace: redis.namespace.clone(),
-        ..crate::redis::Options::default()
-    })
+    crate::redis::Options::new(redis)
+        .ok_or_else(|| Failure(format!("{}: this kind of address is not supported yet", redis.variable)))
 }
 
-fn directory(config: &Config) -> Result<Option<Arc<dyn Directory>>, Failure> {
+fn pool(config: &Config) -> Result<Option<Pool>, Failure> {
     let Some(database) = &config.database else { return Ok(None) };
     let options = db::Options {
         host: match &database.host {
@@ -209,8 +277,17 @@ fn directory(config: &Config) -> Result<Option<Arc<dyn Directory>>, Failure> {
         connect_timeout: database.connect_timeout,
         ..db::Options::default()
     };
-    let pool = Pool::new(&options).map_err(|error| Failure(error.to_string()))?;
-    Ok(Some(Arc::new(FromDatabase(Accounts::new(pool)))))
+    Pool::new(&options).map(Some).map_err(|error| Failure(error.to_string()))
+}
+
+fn demo_directory() -> MemoryDirectory {
+    let mut directory = MemoryDirectory::default();
+    for account in demo::directory() {
+        let viewer = Viewer { account: account.account_id, token: account.token_id, scopes: account.scopes };
+        directory.tokens.insert(account.token.to_owned(), door::Token { viewer, expires_at: None });
+        directory.lists.extend(account.lists.iter().map(|list| (account.account_id, *list)));
+    }
+    directory
 }
 
 /// The door's view of PostgreSQL.
@@ -221,11 +298,7 @@ impl Directory for FromDatabase {
         Box::pin(async move {
             let found = self.0.look_up(token).await?;
             Ok(found.map(|token| door::Token {
-                viewer: crate::core::handover::Viewer {
-                    account: token.account,
-                    token: token.id,
-                    scopes: token.scopes,
-                },
+                viewer: Viewer { account: token.account, token: token.id, scopes: token.scopes },
                 expires_at: token.expires_at,
             }))
         })
@@ -243,13 +316,11 @@ fn listen_address(listen: &Listen) -> door::Address {
     }
 }
 
-/// Whether Redis holds half of what it is willing to hold for us.
-fn half_used(headroom: Arc<Headroom>) -> Box<dyn Fn() -> bool + Send> {
+/// Whether half of Redis's patience with the present pause is used up.
+fn half_used(headroom: Arc<Headroom>, stats: Arc<IngestStats>, clock: Clock) -> Box<dyn Fn() -> bool + Send> {
     Box::new(move || {
-        let reading = headroom.read();
-        let Held::Bytes(held) = reading.held else { return false };
-        let OutputLimits { hard_bytes, soft_bytes, .. } = reading.limits;
-        let half = |limit: u64| limit > 0 && held >= limit / 2;
-        half(hard_bytes) || half(soft_bytes)
+        let now = clock.now();
+        let rate = stats.rate_before_pause.load(Ordering::Relaxed);
+        stats.pause(now).is_some_and(|paused| headroom.read().is_half_used(now, paused, rate))
     })
 }

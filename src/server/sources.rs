@@ -1,0 +1,131 @@
+//! What the status room is told: the rooms' own counters, read in one place.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use crate::clock::Clock;
+use crate::core::counters::ReactorCounters;
+use crate::core::event::Ignored;
+use crate::core::gate::Gate;
+use crate::core::handover::Delivery;
+use crate::core::mailbox::Mailbox;
+use crate::core::report::Probe;
+use crate::db::Pool;
+use crate::door::{Door, Reason};
+use crate::limits::RING_BYTES;
+use crate::reactor::Socket;
+use crate::redis::headroom::{Headroom, Held};
+use crate::redis::stats;
+use crate::status::snapshot::{
+    AudienceStats, DatabaseStats, DoorStats, GateStats, HeadroomStats, IngestStats, Labelled,
+};
+
+/// Handles on everything that is counted.
+pub(super) struct Sources {
+    pub clock: Clock,
+    pub counters: Vec<Arc<ReactorCounters>>,
+    pub mailboxes: Vec<Arc<Mailbox<Delivery<Socket>>>>,
+    pub ingest: Arc<stats::IngestStats>,
+    pub gate: Arc<Gate>,
+    pub headroom: Arc<Headroom>,
+    pub door: Arc<std::sync::OnceLock<Arc<Door<Socket>>>>,
+    pub pool: Option<Pool>,
+    pub draining: Arc<AtomicBool>,
+}
+
+impl crate::status::Sources for Sources {
+    fn reactors(&self) -> &[Arc<ReactorCounters>] {
+        &self.counters
+    }
+
+    fn probe(&self, reactor: usize, probe: Probe) {
+        if let Some(mailbox) = self.mailboxes.get(reactor) {
+            mailbox.push(Delivery::Probe(probe));
+        }
+    }
+
+    fn ingest(&self) -> IngestStats {
+        let ingest = &self.ingest;
+        let ignored = |reason| ingest.ignored(reason).load(Relaxed);
+        let epoch = ingest.epoch.load(Relaxed);
+        let lost = epoch.saturating_sub(u64::from(ingest.connected.load(Relaxed)));
+        let too_long = ingest.too_long.load(Relaxed);
+        IngestStats {
+            connected: ingest.live.load(Relaxed),
+            epoch: u32::try_from(epoch).unwrap_or(u32::MAX),
+            channels: ingest.channels.load(Relaxed),
+            messages: ingest.messages.load(Relaxed),
+            without_subscriber: ingest.unsubscribed_messages.load(Relaxed)
+                + ingest.unattached_messages.load(Relaxed),
+            ignored: Labelled(vec![
+                ("not_json", ignored(Ignored::NotJson)),
+                ("incomplete", ignored(Ignored::Incomplete)),
+                ("unknown_system_event", ignored(Ignored::UnknownSystemEvent)),
+            ]),
+            too_long,
+            read_bytes: ingest.bytes.load(Relaxed),
+            ring_unread_bytes: ingest.unread_bytes.load(Relaxed),
+            ring_bytes: RING_BYTES as u64,
+            connections_lost: lost,
+            gaps: Labelled(vec![("connection_lost", lost), ("message_too_long", too_long)]),
+        }
+    }
+
+    fn gate(&self) -> GateStats {
+        let now = self.clock.now();
+        let since = self.ingest.paused_since_us.load(Relaxed);
+        GateStats {
+            held_bytes: self.gate.held_bytes() as u64,
+            high_bytes: self.gate.high_bytes() as u64,
+            low_bytes: self.gate.low_bytes() as u64,
+            closed: self.gate.is_closed(),
+            closed_for_ms: (since > 0).then(|| (now.as_micros() as u64).saturating_sub(since) / 1000),
+            closes: self.ingest.pauses.load(Relaxed),
+            paused_ms: self.ingest.paused_total(now).as_millis() as u64,
+        }
+    }
+
+    fn headroom(&self) -> Option<HeadroomStats> {
+        let reading = self.headroom.read();
+        match reading.held {
+            Held::Bytes(used_bytes) => {
+                Some(HeadroomStats { used_bytes, limit_bytes: reading.limits.hard_bytes, measured: true })
+            }
+            Held::Unknown | Held::Gone | Held::Denied => None,
+        }
+    }
+
+    fn door(&self) -> DoorStats {
+        let Some(door) = self.door.get() else { return DoorStats::default() };
+        let counters = door.counters();
+        let accepted = counters.accepted.load(Relaxed);
+        DoorStats {
+            connections: counters.at_door.load(Relaxed) as u64,
+            accepted,
+            handled: accepted.saturating_sub(counters.evicted.load(Relaxed)),
+            requests: counters.requests.load(Relaxed),
+            refused: Labelled(
+                Reason::ALL.iter().map(|reason| (reason.label(), counters.refused(*reason))).collect(),
+            ),
+        }
+    }
+
+    fn database(&self) -> Option<DatabaseStats> {
+        let pool = self.pool.as_ref()?;
+        let stats = pool.stats();
+        Some(DatabaseStats {
+            connected: pool.is_up(),
+            total: stats.total as u64,
+            idle: stats.idle as u64,
+            waiting: stats.waiting as u64,
+        })
+    }
+
+    fn audience(&self) -> Option<AudienceStats> {
+        None
+    }
+
+    fn draining(&self) -> bool {
+        self.draining.load(Relaxed)
+    }
+}
