@@ -43,5 +43,6 @@ pub mod reactor;
 pub mod redis;
 pub mod server;
 pub mod status;
+mod sys;
 
 pub use server::{Failure, run};

@@ -159,10 +159,20 @@ pub enum Withheld {
     NotAsked,
 }
 
+/// The accounts that a question was about, sorted; shared by all statuses that were asked about for the
+/// same ones.
+pub type Asked = Arc<[Id]>;
+
 /// Who may see a status: the answer of the audience stage, for the accounts it asked about.
 #[derive(Debug, Default)]
 pub struct Audience {
-    /// Sorted by account. An account that is not here was not asked about and gets nothing.
+    /// The accounts that get outcome 0, unless [`verdicts`](Self::verdicts) has another for them. An account that is in
+    /// neither was not asked about and gets nothing.
+    pub asked: Asked,
+    /// What [`asked`](Self::asked) takes, for the first event that carries it: it is charged to that one. 0 for
+    /// those that share it.
+    pub asked_bytes: usize,
+    /// Sorted by account.
     pub verdicts: Vec<(Id, Verdict)>,
     /// JSON arrays to stand behind `"filtered":`; the first is `[]`.
     pub outcomes: Vec<Bytes>,
@@ -178,6 +188,7 @@ impl Audience {
         }
         match self.verdicts.binary_search_by_key(&account, |entry| entry.0) {
             Ok(found) => self.verdicts[found].1,
+            Err(_) if self.asked.binary_search(&account).is_ok() => Verdict::Deliver(0),
             Err(_) => Verdict::Withheld(Withheld::NotAsked),
         }
     }
@@ -286,7 +297,8 @@ impl Event {
     pub fn set_audience(&self, audience: Audience) -> bool {
         let bytes = audience.verdicts.capacity() * std::mem::size_of::<(Id, Verdict)>()
             + audience.outcomes.capacity() * std::mem::size_of::<Bytes>()
-            + audience.outcomes.iter().map(Bytes::len).sum::<usize>();
+            + audience.outcomes.iter().map(Bytes::len).sum::<usize>()
+            + audience.asked_bytes;
         let set = self.audience.set(audience).is_ok();
         if set {
             self.charge.add(bytes);

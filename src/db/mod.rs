@@ -8,13 +8,18 @@
 //! - [`accounts`]: tokens and list owners, for the door; look-ups that arrive together share a query.
 
 pub mod accounts;
+pub mod audience;
+pub mod feeds;
+pub mod filters;
 pub mod pool;
+pub mod stage;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 pub use accounts::{Accounts, Token};
 pub use pool::{DbError, Pool, PoolStats};
+pub use stage::{Stage, StageStats};
 
 /// Where PostgreSQL listens.
 #[derive(Clone, PartialEq, Eq, Debug)]

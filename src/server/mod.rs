@@ -1,5 +1,6 @@
 //! Where the rooms meet: makes the parts, gives each what it needs, runs until a signal, and drains.
 
+mod memory;
 mod pages;
 mod sources;
 mod systemd;
@@ -17,7 +18,7 @@ use crate::config::{Config, DatabaseHost, Listen, Mode, Redis};
 use crate::core::gate::Gate;
 use crate::core::handover::{Delivery, Viewer};
 use crate::core::mailbox::Mailbox;
-use crate::db::{self, Accounts, Pool};
+use crate::db::{self, Accounts, Pool, Stage};
 use crate::demo::{self, Demo};
 use crate::door::{self, Directory, Door, Listener, MemoryDirectory};
 use crate::limits::LINGER;
@@ -77,7 +78,34 @@ async fn serve(mut config: Config) -> Result<(), Failure> {
 
     let (presence_requests, presence) = presence::new(redis.clone(), &limits, clock);
     let headroom = presence.headroom();
-    let pool = pool(&config)?;
+    let database = database_options(&config);
+    let pool = |options: &db::Options| Pool::new(options).map_err(|error| Failure(error.to_string()));
+    let audience = match &database {
+        Some(options) => {
+            let options = Stage::options(options, &limits);
+            let stage = Stage::default();
+            let inbox = stage.inbox();
+            let pool = pool(&options)?;
+            let running = stage.start(pool, options.pool_size, &limits, clock, mailboxes.clone());
+            Some((running.map_err(|error| no_thread(&error))?, inbox))
+        }
+        None => None,
+    };
+    let pool = match &database {
+        // The stage's share comes out of DB_POOL.
+        Some(options) => Some(pool(&db::Options {
+            pool_size: options.pool_size.saturating_sub(Stage::connections(options.pool_size)).max(1),
+            ..options.clone()
+        })?),
+        None => None,
+    };
+    let (audience, stage_inbox) = match (audience, &demo) {
+        (Some((running, inbox)), _) => (Some(running), Some(inbox)),
+        (None, Some(_)) => {
+            (None, Some(demo::stage::start(mailboxes.clone()).map_err(|error| no_thread(&error))?))
+        }
+        (None, None) => (None, None),
+    };
     let directory: Option<Arc<dyn Directory>> = match (&pool, &demo) {
         (Some(pool), _) => Some(Arc::new(FromDatabase(Accounts::new(pool.clone())))),
         (None, Some(_)) => Some(Arc::new(demo_directory())),
@@ -95,6 +123,7 @@ async fn serve(mut config: Config) -> Result<(), Failure> {
             headroom: Arc::clone(&headroom),
             door: Arc::clone(&the_door),
             pool,
+            audience: audience.as_ref().map(|audience| (Arc::clone(&audience.stats), audience.pool.clone())),
             draining: Arc::clone(&draining),
         }),
         status::Options {
@@ -141,6 +170,7 @@ async fn serve(mut config: Config) -> Result<(), Failure> {
         };
         reactor.start(limits.clone(), links).map_err(|error| no_thread(&error))?;
     }
+    tokio::spawn(memory::watch(Arc::clone(&door), Arc::clone(&gate)));
     tokio::spawn(presence.run(ingest.commands()));
     tokio::spawn(door::subscribe::serve(Arc::clone(&door), requests_end, mailboxes.clone().into()));
     let ingest = ingest
@@ -149,10 +179,7 @@ async fn serve(mut config: Config) -> Result<(), Failure> {
             limits: limits.clone(),
             gate,
             reactors: mailboxes.clone(),
-            stage: match &demo {
-                Some(_) => Some(demo::stage::start(mailboxes.clone()).map_err(|error| no_thread(&error))?),
-                None => None,
-            },
+            stage: stage_inbox,
             presence: presence_requests,
             clock,
         })
@@ -262,9 +289,9 @@ fn redis_options(config: &Config) -> Result<crate::redis::Options, Failure> {
         .ok_or_else(|| Failure(format!("{}: this kind of address is not supported yet", redis.variable)))
 }
 
-fn pool(config: &Config) -> Result<Option<Pool>, Failure> {
-    let Some(database) = &config.database else { return Ok(None) };
-    let options = db::Options {
+fn database_options(config: &Config) -> Option<db::Options> {
+    let database = config.database.as_ref()?;
+    Some(db::Options {
         host: match &database.host {
             DatabaseHost::Tcp(host) => db::Host::Tcp(host.clone()),
             DatabaseHost::SocketDir(dir) => db::Host::Unix(dir.clone()),
@@ -276,8 +303,7 @@ fn pool(config: &Config) -> Result<Option<Pool>, Failure> {
         pool_size: database.pool_size,
         connect_timeout: database.connect_timeout,
         ..db::Options::default()
-    };
-    Pool::new(&options).map(Some).map_err(|error| Failure(error.to_string()))
+    })
 }
 
 fn demo_directory() -> MemoryDirectory {

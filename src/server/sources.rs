@@ -10,7 +10,7 @@ use crate::core::gate::Gate;
 use crate::core::handover::Delivery;
 use crate::core::mailbox::Mailbox;
 use crate::core::report::Probe;
-use crate::db::Pool;
+use crate::db::{Pool, StageStats};
 use crate::door::{Door, Reason};
 use crate::limits::RING_BYTES;
 use crate::reactor::Socket;
@@ -30,6 +30,8 @@ pub(super) struct Sources {
     pub headroom: Arc<Headroom>,
     pub door: Arc<std::sync::OnceLock<Arc<Door<Socket>>>>,
     pub pool: Option<Pool>,
+    /// The audience stage and its own connections.
+    pub audience: Option<(Arc<StageStats>, Pool)>,
     pub draining: Arc<AtomicBool>,
 }
 
@@ -112,17 +114,29 @@ impl crate::status::Sources for Sources {
 
     fn database(&self) -> Option<DatabaseStats> {
         let pool = self.pool.as_ref()?;
-        let stats = pool.stats();
-        Some(DatabaseStats {
-            connected: pool.is_up(),
-            total: stats.total as u64,
-            idle: stats.idle as u64,
-            waiting: stats.waiting as u64,
-        })
+        let mut shown = DatabaseStats { connected: pool.is_up(), ..DatabaseStats::default() };
+        for pool in [pool].into_iter().chain(self.audience.as_ref().map(|(_, pool)| pool)) {
+            let stats = pool.stats();
+            shown.total += stats.total as u64;
+            shown.idle += stats.idle as u64;
+            shown.waiting += stats.waiting as u64;
+        }
+        Some(shown)
     }
 
     fn audience(&self) -> Option<AudienceStats> {
-        None
+        let (stats, _) = self.audience.as_ref()?;
+        Some(AudienceStats {
+            waiting_messages: stats.waiting_messages.load(Relaxed),
+            waiting_bytes: stats.waiting_bytes.load(Relaxed),
+            budget_bytes: stats.budget_bytes.load(Relaxed),
+            queries: stats.queries.load(Relaxed),
+            query_failures: stats.query_failures.load(Relaxed),
+            answers_reused: stats.answers_reused.load(Relaxed),
+            filter_accounts: stats.filter_accounts.load(Relaxed),
+            filter_bytes: stats.filter_bytes.load(Relaxed),
+            filter_budget_bytes: stats.filter_budget_bytes.load(Relaxed),
+        })
     }
 
     fn draining(&self) -> bool {

@@ -426,8 +426,11 @@ impl World {
                             (account, verdict)
                         })
                         .collect();
-                    let audience =
-                        Audience { verdicts, outcomes: vec![Bytes::from_static(b"[]")], nobody: None };
+                    let audience = Audience {
+                        verdicts,
+                        outcomes: vec![Bytes::from_static(b"[]")],
+                        ..Audience::default()
+                    };
                     event.audience().set(audience).expect("asked once");
                 }
                 self.each_reactor(mask, |inbox| inbox.push_back(Delivery::Event(Arc::clone(&event))));

@@ -332,7 +332,7 @@ fn verdicts_join_audience_and_stream() {
     let verdicts =
         vec![(1, Verdict::Deliver(0)), (2, Verdict::Withheld(Withheld::Language)), (3, Verdict::Deliver(1))];
     let outcomes = vec![Bytes::from_static(b"[]"), Bytes::from_static(b"[{\"x\":1}]")];
-    assert!(plain.set_audience(Audience { verdicts, outcomes, nobody: None }));
+    assert!(plain.set_audience(Audience { verdicts, outcomes, ..Audience::default() }));
     assert!(plain.held_bytes() >= before + 3 * 16);
     assert!(!plain.set_audience(Audience::default()));
     assert_eq!(plain.verdict(&public, 1), Verdict::Deliver(0));

@@ -136,7 +136,7 @@ impl<S: Socket> Relay<S> {
         if client.flags.has(Flags::BLOCKED) {
             return;
         }
-        let more = gather(client, &self.log, pieces);
+        gather(client, &self.log, pieces);
         let mut slices: SmallVec<[IoSlice<'_>; 16]> = SmallVec::new();
         let mut skip =
             if matches!(pieces.first(), Some(Piece::Message { .. })) { client.offset as usize } else { 0 };
@@ -172,7 +172,7 @@ impl<S: Socket> Relay<S> {
                 self.settle(index, pieces, taken, now);
                 if taken < offered {
                     self.blocked(index);
-                } else if more {
+                } else if self.clients.get(index as usize).is_some_and(Client::has_output) {
                     self.ready.push(index);
                 }
                 self.written(index, now);
@@ -281,8 +281,8 @@ impl<S> Client<S> {
     }
 }
 
-/// Collects what the client is to get next, in order; says whether there is more than fits a turn.
-fn gather<S>(client: &Client<S>, log: &Log, pieces: &mut Vec<Piece>) -> bool {
+/// Collects what the client is to get next, in order, as far as it fits a turn.
+fn gather<S>(client: &Client<S>, log: &Log, pieces: &mut Vec<Piece>) {
     let mut bytes = 0;
     // A half-written frame is finished before anything else is said.
     let half_written = client.offset > 0;
@@ -290,16 +290,13 @@ fn gather<S>(client: &Client<S>, log: &Log, pieces: &mut Vec<Piece>) -> bool {
         push_out(client, pieces, &mut bytes);
     }
     if client.owed == 0 {
-        return false;
+        return;
     }
     let mut messages = Gathered::new(client, log);
     let mut first = true;
-    loop {
-        if bytes >= TURN_BYTES_MAX || pieces.len() >= TURN_PIECES_MAX {
-            return messages.next().is_some();
-        }
-        let Some(at) = messages.next() else { return false };
-        let Some(entry) = log.entries_from(at.queue, at.place).next() else { return false };
+    while bytes < TURN_BYTES_MAX && pieces.len() < TURN_PIECES_MAX {
+        let Some(at) = messages.next() else { return };
+        let Some(entry) = log.entries_from(at.queue, at.place).next() else { return };
         let (Some(event), Some(outcome)) = (&entry.event, outcome(client, entry, at.sub)) else { continue };
         let Some(subscription) = client.subs.get(usize::from(at.sub)) else { continue };
         let frame = event.frame(client.transport, subscription.stream(), outcome);

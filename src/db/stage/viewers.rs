@@ -1,0 +1,204 @@
+//! Who watches which filtered channel, and what is known of them.
+
+use std::collections::HashMap;
+use std::mem::size_of;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+
+use crate::core::event::Asked;
+use crate::core::filter::{FilterCache, Slot};
+use crate::core::stream::{Channel, Id};
+use crate::db::feeds::Settings;
+
+/// An account that watches at least one filtered channel.
+#[derive(Debug)]
+pub(super) struct Viewer {
+    pub(super) id: Id,
+    /// Its custom filters' place in the cache.
+    pub(super) slot: Arc<Slot>,
+    settings: ArcSwapOption<(Settings, Duration)>,
+}
+
+impl Viewer {
+    /// The account's settings and when they were read.
+    pub(super) fn settings(&self) -> arc_swap::Guard<Option<Arc<(Settings, Duration)>>> {
+        self.settings.load()
+    }
+
+    /// Whether its settings are to be read before they decide anything: none are known, or they are older
+    /// than `age_max`.
+    pub(super) fn needs_settings(&self, now: Duration, age_max: Duration) -> bool {
+        self.settings.load().as_ref().is_none_or(|known| now.saturating_sub(known.1) > age_max)
+    }
+
+    pub(super) fn set_settings(&self, settings: Settings, read_at: Duration) {
+        self.settings.store(Some(Arc::new((settings, read_at))));
+    }
+}
+
+/// The viewers of one channel, or of several, at one moment; shared while nobody comes or goes.
+#[derive(Debug, Default)]
+pub(super) struct Snapshot {
+    /// Sorted by account, each once.
+    pub(super) viewers: Vec<Arc<Viewer>>,
+    /// Their ids, as events carry them.
+    pub(super) asked: Asked,
+}
+
+impl Snapshot {
+    fn new(viewers: Vec<Arc<Viewer>>) -> Arc<Snapshot> {
+        let asked = viewers.iter().map(|viewer| viewer.id).collect();
+        Arc::new(Snapshot { viewers, asked })
+    }
+
+    /// Whether all of `other`'s viewers are here.
+    pub(super) fn covers(&self, other: &Snapshot) -> bool {
+        if std::ptr::eq(self, other) {
+            return true;
+        }
+        let mut mine = self.asked.iter();
+        other.asked.iter().all(|wanted| mine.by_ref().find(|id| *id >= wanted) == Some(wanted))
+    }
+
+    /// What it takes in memory.
+    pub(super) fn bytes(&self) -> usize {
+        size_of::<Snapshot>() + self.viewers.len() * (size_of::<Arc<Viewer>>() + size_of::<Id>())
+    }
+}
+
+#[derive(Debug, Default)]
+struct Watched {
+    /// Sorted by account, with the number of its connections.
+    viewers: Vec<(Arc<Viewer>, u32)>,
+    snapshot: Option<Arc<Snapshot>>,
+}
+
+/// All viewers of all filtered channels.
+#[derive(Debug, Default)]
+pub(super) struct Viewers {
+    channels: HashMap<Channel, Watched, foldhash::fast::RandomState>,
+    /// With the number of its connections on all channels.
+    accounts: HashMap<Id, (Arc<Viewer>, u32), foldhash::fast::RandomState>,
+    /// Unions of several channels' snapshots that were asked for lately: while nobody comes or goes, the
+    /// same few come again with every status.
+    unions: Vec<Union>,
+}
+
+#[derive(Debug)]
+struct Union {
+    parts: Vec<Arc<Snapshot>>,
+    whole: Arc<Snapshot>,
+}
+
+/// Unions that are kept.
+const UNIONS_MAX: usize = 4;
+
+impl Viewers {
+    /// One more connection of that account watches that channel.
+    pub(super) fn join(&mut self, channel: Channel, account: Id, cache: &mut FilterCache) {
+        let (viewer, connections) = self.accounts.entry(account).or_insert_with(|| {
+            let slot = cache.slot(account);
+            (Arc::new(Viewer { id: account, slot, settings: ArcSwapOption::empty() }), 0)
+        });
+        *connections += 1;
+        let watched = self.channels.entry(channel).or_default();
+        match watched.viewers.binary_search_by_key(&account, |entry| entry.0.id) {
+            Ok(at) => {
+                if let Some(entry) = watched.viewers.get_mut(at) {
+                    entry.1 += 1;
+                }
+            }
+            Err(at) => {
+                watched.viewers.insert(at, (Arc::clone(viewer), 1));
+                watched.snapshot = None;
+            }
+        }
+    }
+
+    /// One fewer. Who watches nothing any more is forgotten with their filters, since nobody would tell us
+    /// when these change; the answer says whether that happened.
+    pub(super) fn leave(&mut self, channel: &Channel, account: Id, cache: &mut FilterCache) -> bool {
+        let Some(watched) = self.channels.get_mut(channel) else { return false };
+        let Ok(at) = watched.viewers.binary_search_by_key(&account, |entry| entry.0.id) else { return false };
+        let Some(entry) = watched.viewers.get_mut(at) else { return false };
+        entry.1 -= 1;
+        if entry.1 == 0 {
+            watched.viewers.remove(at);
+            watched.snapshot = None;
+            if watched.viewers.is_empty() {
+                self.channels.remove(channel);
+            }
+        }
+        if let Some((_, connections)) = self.accounts.get_mut(&account) {
+            *connections -= 1;
+            if *connections == 0 {
+                self.accounts.remove(&account);
+                cache.forget(account);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Who watches that channel now; none if nobody does. Also the bytes that this snapshot takes, if it
+    /// had to be made.
+    pub(super) fn of(&mut self, channel: &Channel) -> Option<(Arc<Snapshot>, usize)> {
+        let watched = self.channels.get_mut(channel)?;
+        if let Some(snapshot) = &watched.snapshot {
+            return Some((Arc::clone(snapshot), 0));
+        }
+        let viewers = watched.viewers.iter().map(|entry| Arc::clone(&entry.0)).collect();
+        let snapshot = Snapshot::new(viewers);
+        watched.snapshot = Some(Arc::clone(&snapshot));
+        let bytes = snapshot.bytes();
+        Some((snapshot, bytes))
+    }
+
+    /// Everybody in any of `parts`, and the bytes that it takes, if it had to be made.
+    pub(super) fn union(&mut self, mut parts: Vec<Arc<Snapshot>>) -> (Arc<Snapshot>, usize) {
+        parts.sort_unstable_by_key(Arc::as_ptr);
+        parts.dedup_by(|one, other| Arc::ptr_eq(one, other));
+        if let [only] = &*parts {
+            return (Arc::clone(only), 0);
+        }
+        let same = |union: &Union| {
+            union.parts.len() == parts.len()
+                && union.parts.iter().zip(&parts).all(|(one, other)| Arc::ptr_eq(one, other))
+        };
+        if let Some(at) = self.unions.iter().position(same) {
+            let known = self.unions.remove(at);
+            let whole = Arc::clone(&known.whole);
+            self.unions.push(known);
+            return (whole, 0);
+        }
+        let largest = parts.iter().max_by_key(|part| part.viewers.len()).map(Arc::clone).unwrap_or_default();
+        let (whole, bytes) = if parts.iter().all(|part| largest.covers(part)) {
+            (largest, 0)
+        } else {
+            let mut viewers: Vec<_> = parts.iter().flat_map(|part| part.viewers.iter().cloned()).collect();
+            // Stable, so that it profits from the parts' being sorted.
+            viewers.sort_by_key(|viewer| viewer.id);
+            viewers.dedup_by_key(|viewer| viewer.id);
+            let whole = Snapshot::new(viewers);
+            let bytes = whole.bytes();
+            (whole, bytes)
+        };
+        if self.unions.len() == UNIONS_MAX {
+            self.unions.remove(0);
+        }
+        self.unions.push(Union { parts, whole: Arc::clone(&whole) });
+        (whole, bytes)
+    }
+
+    /// Everybody.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Viewer>> {
+        self.accounts.values().map(|entry| &entry.0)
+    }
+
+    /// How many accounts watch anything.
+    pub(super) fn len(&self) -> usize {
+        self.accounts.len()
+    }
+}
