@@ -6,20 +6,15 @@
 mod support;
 
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use support::machine::PATIENCE;
+use support::machine::{PATIENCE, clients};
 use support::posts::{message, status, text_message};
 use support::{Server, World, left_out, peer};
-
-/// Where `tests/run` installs the libraries.
-fn installed() -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).join("clients")
-}
 
 /// A running script; what it prints comes line by line.
 struct Script {
@@ -37,7 +32,7 @@ impl Script {
             return None;
         }
         // Node.js looks for libraries beside the script.
-        let script = installed().join(name);
+        let script = clients().join(name);
         std::fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(name), &script)
             .unwrap();
         let mut child = Command::new(program)
@@ -145,11 +140,11 @@ fn check(program: &Path, needs: &Path, name: &str, tells_close: bool) {
 
 fn node(name: &str) {
     let Some(node) = support::machine::program("node") else { return left_out("needs Node.js") };
-    check(&node, &installed().join("node_modules"), name, name != "masto.mjs");
+    check(&node, &clients().join("node_modules"), name, name != "masto.mjs");
 }
 
 fn python(name: &str, module: &str) {
-    let venv = installed().join("venv/bin/python");
+    let venv = clients().join("venv/bin/python");
     if !venv.exists() {
         return left_out("needs a Python environment, which tests/run makes");
     }

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use support::machine::{PATIENCE, program};
+use support::machine::{PATIENCE, clients, program};
 use support::redis::Client;
 use support::server::Env;
 use support::{Server, Sse, Ws, left_out, ours_alone, posts, wait_until};
@@ -105,7 +105,7 @@ fn the_page_shows_posts_in_a_browser() {
     if !ours_alone() {
         return;
     }
-    let installed = Path::new(env!("CARGO_TARGET_TMPDIR")).join("clients");
+    let installed = clients();
     let browser =
         program("chromium").or_else(|| program("chromium-browser")).or_else(|| program("google-chrome"));
     let (Some(browser), Some(node)) = (browser, program("node")) else {
