@@ -6,7 +6,7 @@ mod support;
 
 use serde_json::{Value, json};
 use support::machine::PATIENCE;
-use support::posts::{message, status_by, text_message};
+use support::posts::{message, text_message};
 use support::world::fresh_id;
 use support::{Sse, Viewer, World, Ws, left_out, ours_alone, peer, streams, wait_until};
 
@@ -63,29 +63,29 @@ impl Cast {
     }
 }
 
-/// What a viewer sees of a status: whether it came before the one that everybody may see.
+/// What a viewer sees of a status: whether it came before a deletion that everybody gets.
 #[track_caller]
 fn sees(world: &World, sse: &mut Sse, channel: &str, event: &str, status: &Value) -> bool {
-    let marker = status_by(fresh_id(), fresh_id(), "neutral", "neutral");
+    let marker = fresh_id().to_string();
     world.publish(channel, &message(event, status));
-    world.publish(channel, &message("update", &marker));
+    world.publish(channel, &text_message("delete", &marker));
     let mut seen = false;
     loop {
         let got = sse.next();
-        let payload: Value = serde_json::from_str(&got.data).unwrap();
-        if payload["id"] == marker["id"] {
+        if got.name == "delete" && got.data == marker {
             return seen;
         }
+        let payload: Value = serde_json::from_str(&got.data).unwrap();
         assert_eq!((got.name.as_str(), &payload["id"]), (event, &status["id"]));
         assert!(!seen, "a status came twice");
         seen = true;
     }
 }
 
-/// Runs a table: for each row people of its own, what stands between them, the status, and whether it is seen.
 /// What a case is called, the status that it publishes, and whether the viewer gets it.
 type Row<'a> = (&'a str, &'a dyn Fn(&Cast) -> Value, bool);
 
+/// Runs a table: for each row people of its own, what stands between them, the status, and whether it is seen.
 #[track_caller]
 fn check(rows: &[Row<'_>]) {
     let Some(world) = World::with(&SETTINGS) else { return };
