@@ -94,10 +94,10 @@ fn sees(world: &World, sse: &mut Sse, channel: &str, event: &str, status: &Value
     seen
 }
 
-/// Runs a table: for each row people of its own, what stands between them, the status, and whether it is seen.
 /// What a case is called, the status that it publishes, and whether the viewer gets it.
 type Row<'a> = (&'a str, &'a dyn Fn(&Cast) -> Value, bool);
 
+/// Runs a table: for each row people of its own, what stands between them, the status, and whether it is seen.
 #[track_caller]
 fn check(rows: &[Row<'_>]) {
     let Some(world) = World::with(&SETTINGS) else { return };

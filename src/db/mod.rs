@@ -6,6 +6,8 @@
 //!
 //! - [`pool`]: connections, bounded statements, errors that say what to do.
 //! - [`accounts`]: tokens and list owners, for the door; look-ups that arrive together share a query.
+//! - [`audience`], [`filters`], [`feeds`]: what decides about a status on a public channel.
+//! - [`stage`]: the thread between ingest and reactors that asks all this, in order and bounded.
 
 pub mod accounts;
 pub mod audience;
@@ -43,6 +45,9 @@ pub struct Options {
     pub password: Option<String>,
     /// `DB_NAME`
     pub dbname: String,
+    /// Command-line options for each session (`-c search_path=…`); none are sent by default, since a
+    /// pooling PgBouncer refuses them.
+    pub session_options: Option<String>,
     /// `DB_POOL`: connections at most.
     pub pool_size: usize,
     /// How long a new connection may take, name look-up and authentication included.
@@ -59,6 +64,7 @@ impl Default for Options {
             user: "mastodon".into(),
             password: None,
             dbname: "mastodon_production".into(),
+            session_options: None,
             pool_size: 10,
             connect_timeout: Duration::from_secs(15),
             statement_timeout: Duration::from_secs(10),

@@ -368,6 +368,9 @@ fn client_config(options: &Options) -> tokio_postgres::Config {
     if let Some(password) = &options.password {
         config.password(password);
     }
+    if let Some(session_options) = &options.session_options {
+        config.options(session_options);
+    }
     // A host that vanished without a word is noticed in tens of seconds instead of hours.
     config.keepalives_idle(Duration::from_secs(30)).keepalives_interval(Duration::from_secs(10));
     config.keepalives_retries(3).tcp_user_timeout(Duration::from_secs(30));
