@@ -110,6 +110,7 @@ pub(super) struct Machine {
     pause: Duration,
     refresh_at: Duration,
     refreshing: bool,
+    joined_at: Duration,
     bytes: usize,
     bytes_max: usize,
     messages: usize,
@@ -153,6 +154,7 @@ impl Machine {
             pause: RETRY.0,
             refresh_at: Duration::ZERO,
             refreshing: false,
+            joined_at: Duration::ZERO,
             bytes: 0,
             bytes_max,
             messages: 0,
@@ -176,7 +178,8 @@ impl Machine {
                 if self.viewers.len() == 0 {
                     self.refresh_at = now + self.refresh_every();
                 }
-                self.viewers.join(channel, account, &mut self.cache);
+                self.viewers.join(channel, account, now, &mut self.cache);
+                self.joined_at = now;
             }
             StageItem::Leave(channel, account) => {
                 if self.viewers.leave(&channel, account, &mut self.cache) {
@@ -317,7 +320,9 @@ impl Machine {
         question.outdated = false;
         let loads = question.gather_filters(&mut self.cache);
         let age_max = self.settings_refresh;
-        let feeds = self.feeds.is_none_or(|known| now.saturating_sub(known.1) > age_max);
+        // As old as they may be, but not older than what the latest client to come would find.
+        let feeds =
+            self.feeds.is_none_or(|known| now.saturating_sub(known.1) > age_max || known.1 < self.joined_at);
         let covered = Arc::clone(&question.covered);
         let settings =
             covered.viewers.iter().filter(|viewer| viewer.needs_settings(now, age_max)).cloned().collect();

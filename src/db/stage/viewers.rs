@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::mem::size_of;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -19,6 +20,8 @@ pub(super) struct Viewer {
     /// Its custom filters' place in the cache.
     pub(super) slot: Arc<Slot>,
     settings: ArcSwapOption<(Settings, Duration)>,
+    /// When the latest of its connections came, in microseconds of the process's clock.
+    joined_us: AtomicU64,
 }
 
 impl Viewer {
@@ -27,10 +30,14 @@ impl Viewer {
         self.settings.load()
     }
 
-    /// Whether its settings are to be read before they decide anything: none are known, or they are older
-    /// than `age_max`.
+    /// Whether its settings are to be read before they decide anything: none are known, they are older than
+    /// `age_max`, or older than its latest connection (a client that comes back gets what holds now).
     pub(super) fn needs_settings(&self, now: Duration, age_max: Duration) -> bool {
-        self.settings.load().as_ref().is_none_or(|known| now.saturating_sub(known.1) > age_max)
+        let joined = Duration::from_micros(self.joined_us.load(Ordering::Relaxed));
+        self.settings
+            .load()
+            .as_ref()
+            .is_none_or(|known| now.saturating_sub(known.1) > age_max || known.1 < joined)
     }
 
     pub(super) fn set_settings(&self, settings: Settings, read_at: Duration) {
@@ -97,12 +104,21 @@ const UNIONS_MAX: usize = 4;
 
 impl Viewers {
     /// One more connection of that account watches that channel.
-    pub(super) fn join(&mut self, channel: Channel, account: Id, cache: &mut FilterCache) {
+    pub(super) fn join(&mut self, channel: Channel, account: Id, now: Duration, cache: &mut FilterCache) {
         let (viewer, connections) = self.accounts.entry(account).or_insert_with(|| {
             let slot = cache.slot(account);
-            (Arc::new(Viewer { id: account, slot, settings: ArcSwapOption::empty() }), 0)
+            (
+                Arc::new(Viewer {
+                    id: account,
+                    slot,
+                    settings: ArcSwapOption::empty(),
+                    joined_us: AtomicU64::new(0),
+                }),
+                0,
+            )
         });
         *connections += 1;
+        viewer.joined_us.store(now.as_micros() as u64, Ordering::Relaxed);
         let watched = self.channels.entry(channel).or_default();
         match watched.viewers.binary_search_by_key(&account, |entry| entry.0.id) {
             Ok(at) => {

@@ -283,13 +283,21 @@ fn settings_are_read_again_for_all_at_once() {
     let ask = bench.ask().unwrap();
     assert_eq!((ask.settings.len(), ask.feeds), (0, false));
     bench.answer(&ask, &[]);
+    // One who comes back finds what holds now.
+    bench.now = ms(100);
+    bench.push(StageItem::Join(channel(0), 2));
+    let event = bench.status(channel(0), 9, "back");
+    bench.push_event(&event);
+    let ask = bench.ask().unwrap();
+    assert_eq!((ask.settings.len(), ask.feeds), (1, true));
+    bench.answer(&ask, &[]);
     bench.now = ms(750);
     let ask = bench.ask().unwrap();
     assert_eq!((ask.question, ask.settings.len(), ask.feeds), (0, 3, true));
     assert!(bench.ask().is_none());
     // Refreshing fails: what is known holds for its time, and no longer.
     bench.fail(&ask);
-    bench.now = ms(1001);
+    bench.now = ms(1101);
     let event = bench.status(channel(0), 9, "c");
     bench.push_event(&event);
     let asks: Vec<Ask> = std::iter::from_fn(|| bench.ask()).collect();
