@@ -1,21 +1,20 @@
 //! Client libraries as people use them, unchanged: npm ws, eventsource and masto, Python websockets and
 //! Mastodon.py; and the demo's page in a real browser.
 //!
-//! `tests/run` installs them into `target/clients` and says so in `TIDEGATE_CLIENTS`; elsewhere these tests say
-//! what they left out.
+//! `tests/run` installs them into `target/clients`; where that was not done these tests say what they left out.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
 
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use support::machine::{left_out, ours_alone, program, wait_for};
+use support::machine::{clients, left_out, ours_alone, program, wait_for};
 use support::posts::{message, text_message};
 use support::server::{Env, Server};
 use support::world::fresh_id;
@@ -41,17 +40,14 @@ impl Client {
     /// Runs a script with the interpreter that its ending asks for; none where that or the packages are not
     /// there.
     fn run(script: &str, arguments: &[&str]) -> Option<Client> {
-        let Some(folder) = std::env::var_os("TIDEGATE_CLIENTS").map(PathBuf::from) else {
-            left_out("client libraries are not installed (tests/run installs them)");
-            return None;
-        };
+        let folder = clients();
         let interpreter = if script.ends_with(".py") {
             Some(folder.join("venv/bin/python")).filter(|path| path.exists())
         } else {
             program("node").filter(|_| folder.join("node_modules").exists())
         };
         let Some(interpreter) = interpreter else {
-            left_out(&format!("what runs {script} is not installed"));
+            left_out(&format!("what runs {script} is not installed (tests/run installs it)"));
             return None;
         };
         // Packages are looked for beside the script. Tests run at once: each writes a file of its own.

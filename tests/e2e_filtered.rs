@@ -63,23 +63,35 @@ impl Cast {
     }
 }
 
-/// What a viewer sees of a status: whether it came before a deletion that everybody gets.
+/// Whether a viewer sees a status: it is published, and a deletion behind it shows when it would have come.
 #[track_caller]
 fn sees(world: &World, sse: &mut Sse, channel: &str, event: &str, status: &Value) -> bool {
-    let marker = fresh_id().to_string();
     world.publish(channel, &message(event, status));
-    world.publish(channel, &text_message("delete", &marker));
     let mut seen = false;
-    loop {
-        let got = sse.next();
-        if got.name == "delete" && got.data == marker {
-            return seen;
+    for round in 0..2 {
+        let marker = fresh_id().to_string();
+        world.publish(channel, &text_message("delete", &marker));
+        loop {
+            let got = sse.next();
+            if got.name == "delete" {
+                assert_eq!(got.data, marker);
+                break;
+            }
+            let payload: Value = serde_json::from_str(&got.data).unwrap();
+            assert_eq!((got.name.as_str(), &payload["id"]), (event, &status["id"]));
+            assert!(!seen, "a status came twice");
+            seen = true;
         }
-        let payload: Value = serde_json::from_str(&got.data).unwrap();
-        assert_eq!((got.name.as_str(), &payload["id"]), (event, &status["id"]));
-        assert!(!seen, "a status came twice");
-        seen = true;
+        if peer().is_none() {
+            break;
+        }
+        // Mastodon's server lets deletions overtake. It has read the status by now; a token that is looked up
+        // over the only database connection comes after what it asks about the status.
+        if round == 0 {
+            world.server.request("GET", PUBLIC, &[("Authorization", "Bearer nobody")]);
+        }
     }
+    seen
 }
 
 /// What a case is called, the status that it publishes, and whether the viewer gets it.
@@ -317,41 +329,15 @@ fn statuses_for_this_instance_alone_pass_where_they_are_allowed() {
 fn until_sees(
     world: &World,
     cast: &Cast,
-    path: &str,
-    channel: &str,
+    (path, channel): (&str, &str),
     status: &Value,
     expected: bool,
     why: &str,
 ) {
-    wait_until(&format!("{why}: {path} shows the status: {expected}"), PATIENCE, || {
+    wait_until(&format!("{why}: {path} shows {}: {expected}", status["account"]["acct"]), PATIENCE, || {
         let mut sse = Sse::open(&world.server, path, &cast.viewer.token);
         world.redis.until_subscribed(&[channel]);
-        let marker = fresh_id().to_string();
-        world.publish(channel, &message("update", status));
-        if peer().is_some() {
-            // Its answer takes its own time: ask something that passes every rule but takes as long.
-            let mut delay = cast.status();
-            delay["id"] = json!(marker);
-            let name = if status["account"]["acct"] == "alice" { "bob" } else { "alice" };
-            delay["account"]["username"] = json!(name);
-            delay["account"]["acct"] = json!(if name == "bob" { "bob@far.example" } else { "alice" });
-            world.publish(channel, &message("update", &delay));
-            world.publish(channel, &message("update", &delay));
-        }
-        world.publish(channel, &text_message("delete", &marker));
-        let mut seen = false;
-        sse.connection.patience(if peer().is_some() { std::time::Duration::from_secs(2) } else { PATIENCE });
-        loop {
-            let event = sse.next();
-            if event.name == "delete" && event.data == marker {
-                if peer().is_some() && expected && !seen {
-                    continue;
-                }
-                return seen == expected;
-            }
-            let payload: Value = serde_json::from_str(&event.data).unwrap();
-            seen |= payload["id"] == status["id"];
-        }
+        sees(world, &mut sse, channel, "update", status) == expected
     });
 }
 
@@ -387,7 +373,7 @@ fn feed_access_settings_close_feeds_but_not_their_deletes() {
         for (path, channel, feed) in feeds {
             for (status, from) in [(&local, "local"), (&remote, "remote")] {
                 let open = feed != kind || from != origin;
-                until_sees(&world, &cast, path, channel, status, open, &why);
+                until_sees(&world, &cast, (path, channel), status, open, &why);
             }
         }
     }
@@ -410,7 +396,7 @@ fn a_role_that_may_view_feeds_sees_closed_ones() {
         let id = role(permissions);
         cast.viewer.sql(&format!("UPDATE users SET role_id = {id} WHERE id = {}", cast.viewer.user));
         let status = cast.status();
-        until_sees(&world, &cast, PUBLIC, CHANNEL, &status, open, &format!("permissions {permissions:#x}"));
+        until_sees(&world, &cast, (PUBLIC, CHANNEL), &status, open, &format!("permissions {permissions:#x}"));
     }
 }
 
@@ -425,19 +411,7 @@ fn changed_settings_reach_open_streams() {
     let status = cast.status();
     let mut sse = Sse::open(&world.server, PUBLIC, &cast.viewer.token);
     let until = |sse: &mut Sse, why: &str, expected: bool| {
-        wait_until(why, PATIENCE, || {
-            let marker = fresh_id().to_string();
-            world.publish(CHANNEL, &message("update", &status));
-            world.publish(CHANNEL, &text_message("delete", &marker));
-            let mut seen = false;
-            loop {
-                let event = sse.next();
-                if event.data == marker {
-                    return seen == expected;
-                }
-                seen = true;
-            }
-        });
+        wait_until(why, PATIENCE, || sees(&world, sse, CHANNEL, "update", &status) == expected);
     };
     until(&mut sse, "it is seen", true);
     cast.languages("'{de}'");

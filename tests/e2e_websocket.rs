@@ -96,7 +96,7 @@ fn the_same_channels_are_one_subscription() {
     let viewer = world.viewer("read");
     let channel = "timeline:hashtag:cafe";
     let mut ws = Ws::open(&world.server, "/", &viewer.token);
-    ws.subscribe(&world.redis, json!({"stream": "hashtag", "tag": "Café"}), &[String::from(channel)]);
+    ws.subscribe(&world.redis, json!({"stream": "hashtag", "tag": "Café"}), &[channel]);
     // Other spellings of the same tag, and the same one again, change nothing; the first spelling stays.
     for tag in ["cafe", "CAFÉ", "Café"] {
         ws.send_json(&json!({"type": "subscribe", "stream": "hashtag", "tag": tag}));
@@ -110,7 +110,7 @@ fn the_same_channels_are_one_subscription() {
     ws.send_json(&json!({"type": "unsubscribe", "stream": "hashtag", "tag": "CAFE"}));
     until_channels(&world, &viewer, &["timeline:public:local"]);
     // Now another spelling may come first.
-    ws.subscribe(&world.redis, json!({"stream": "hashtag", "tag": "cafe"}), &[String::from(channel)]);
+    ws.subscribe(&world.redis, json!({"stream": "hashtag", "tag": "cafe"}), &[channel]);
     delete(&world, channel, "3");
     ws.expect_event(&json!(["hashtag", "cafe"]), "delete", "3");
 }
@@ -248,7 +248,7 @@ fn public_and_its_local_only_twin_are_two_subscriptions() {
     let viewer = world.viewer("read");
     let channel = "timeline:public";
     let mut ws = Ws::open(&world.server, "/", &viewer.token);
-    ws.subscribe(&world.redis, json!({"stream": "public"}), &[String::from(channel)]);
+    ws.subscribe(&world.redis, json!({"stream": "public"}), &[channel]);
     ws.send_json(&json!({"type": "subscribe", "stream": "public:allow_local_only"}));
     let mut seen = Vec::<Value>::new();
     wait_until("both give a message", PATIENCE, || {

@@ -250,13 +250,17 @@ impl<S: Send + 'static> Worker<S> {
 
     /// One turn. When to look again at the latest.
     fn turn(&mut self) -> Instant {
-        self.commands.drain(&mut self.taken);
-        for command in self.taken.drain(..) {
-            self.router.command(command);
-        }
-        self.taken.shrink_to(1024);
         let now = Instant::now();
         let connect_at = self.connecting(now);
+        // Who comes while the very first attempt to connect is under way waits for its end: clients come as
+        // soon as the server says that it listens, and nothing is lost yet.
+        if self.link.is_some() || self.lost_at.is_some() {
+            self.commands.drain(&mut self.taken);
+            for command in self.taken.drain(..) {
+                self.router.command(command);
+            }
+            self.taken.shrink_to(1024);
+        }
         let outcome =
             self.read().and_then(|()| self.heartbeat()).and_then(|heart| self.write().map(|()| heart));
         let heart_at = outcome.unwrap_or_else(|reason| {

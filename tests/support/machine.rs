@@ -62,6 +62,12 @@ pub fn program(name: &str) -> Option<PathBuf> {
     folders.into_iter().map(|folder| folder.join(name)).find(|file| file.is_file())
 }
 
+/// Where `tests/run` installs client libraries: `TIDEGATE_CLIENTS`, else `clients` in Cargo's target folder.
+pub fn clients() -> PathBuf {
+    let beside = || Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("clients");
+    std::env::var_os("TIDEGATE_CLIENTS").map_or_else(beside, PathBuf::from)
+}
+
 /// A folder that goes when this is dropped.
 pub struct Folder(PathBuf);
 

@@ -28,19 +28,29 @@ impl Server {
     /// Starts the server and waits until it listens.
     #[track_caller]
     pub fn start(env: &Env) -> Server {
-        let mut server = Server::spawn(env);
+        Server::spawn(env).listening()
+    }
+
+    /// The same for our own binary with a subcommand or options.
+    #[track_caller]
+    pub fn start_ours(arguments: &[&str], env: &Env) -> Server {
+        Server::spawn_ours(arguments, env).listening()
+    }
+
+    #[track_caller]
+    fn listening(mut self) -> Server {
         let address = wait_for("the server listens or ends", PATIENCE, || {
-            let output = server.output();
+            let output = self.output();
             let listening =
                 output.split_once(LISTENING).and_then(|(_, rest)| rest.split_once(['\n', '"', ' ']));
             match listening {
                 Some((address, _)) => Some(Some(address.to_owned())),
-                None => server.exit_status().map(|_| None),
+                None => self.exit_status().map(|_| None),
             }
         });
-        assert!(address.is_some(), "the server ended instead of listening:\n{}", server.output());
-        server.address = address;
-        server
+        assert!(address.is_some(), "the server ended instead of listening:\n{}", self.output());
+        self.address = address;
+        self
     }
 
     /// Starts the server without waiting: for starts that ought to fail.
