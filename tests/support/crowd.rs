@@ -119,13 +119,13 @@ fn chunk(bytes: &[u8]) -> Option<(usize, &[u8])> {
     Some((line + 2 + length + 2, &bytes[line + 2..line + 2 + length]))
 }
 
-/// The status's id, which is its number behind a base; other ids (the author's) are smaller.
+/// The status's id, which is its number behind a base; other ids (the author's) are far from it.
 fn number(body: &[u8]) -> u64 {
     let text = String::from_utf8_lossy(body).replace('\\', "");
     text.split("\"id\":\"")
         .skip(1)
         .filter_map(|rest| rest.split_once('"')?.0.parse::<u64>().ok()?.checked_sub(BASE))
-        .next()
+        .find(|number| *number < 1_000_000)
         .expect("a numbered status")
 }
 
