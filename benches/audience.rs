@@ -23,7 +23,8 @@ const OPEN: u64 = 16;
 
 fn main() {
     let count: u64 = std::env::var("AUDIENCE_VIEWERS").map_or(1000, |count| count.parse().unwrap());
-    let Some(world) = World::with(&[("LOG_LEVEL", "info")]) else { return };
+    // The crowd answers no pings.
+    let Some(world) = World::with(&[("WS_PING_SECONDS", "600")]) else { return };
     let beside = world.viewer("read");
     let first = support::world::fresh_id();
     let others = first + 10_000_000;
