@@ -26,7 +26,8 @@ pub fn ours_alone() -> bool {
 /// Tells the person at the terminal that the current test did not run, past the test harness's capture.
 pub fn left_out(why: &str) {
     let test = std::thread::current().name().unwrap_or("?").to_owned();
-    let _ = writeln!(std::io::stderr(), "left out: {why} ({test})");
+    // In one write, so that lines of tests beside this one do not mix with it.
+    let _ = std::io::stderr().write_all(format!("left out: {why} ({test})\n").as_bytes());
 }
 
 /// Polls until `condition` holds; panics with `what` after `within`.

@@ -1,5 +1,6 @@
 //! WebSocket clients: tungstenite for ordinary use, and frames by hand for what must be exact.
 
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -17,9 +18,38 @@ use super::server::Server;
 pub const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 pub const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
+/// A socket whose reads and writes go on after a signal. The kernel does not see to that where there is a
+/// timeout, and whoever stops and continues the tests would end them.
+pub struct Steady(pub TcpStream);
+
+fn steady<T>(mut attempt: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
+    loop {
+        match attempt() {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+impl Read for Steady {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        steady(|| self.0.read(buffer))
+    }
+}
+
+impl Write for Steady {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        steady(|| self.0.write(bytes))
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
+    }
+}
+
 /// A WebSocket opened by tungstenite.
 pub struct Ws {
-    pub socket: WebSocket<TcpStream>,
+    pub socket: WebSocket<Steady>,
     pub response: tungstenite::handshake::client::Response,
 }
 
@@ -45,7 +75,7 @@ impl Ws {
             let name: tungstenite::http::HeaderName = name.parse().unwrap();
             request.headers_mut().append(name, value.parse().unwrap());
         }
-        match tungstenite::client(request, stream) {
+        match tungstenite::client(request, Steady(stream)) {
             Ok((socket, response)) => Ok(Ws { socket, response }),
             Err(tungstenite::HandshakeError::Failure(Error::Http(response))) => {
                 let text = response.headers().get("x-error-message");
@@ -57,7 +87,7 @@ impl Ws {
     }
 
     pub fn patience(&self, time: Duration) {
-        self.socket.get_ref().set_read_timeout(Some(time)).unwrap();
+        self.socket.get_ref().0.set_read_timeout(Some(time)).unwrap();
     }
 
     #[track_caller]
@@ -137,7 +167,7 @@ impl Ws {
             }
             assert!(Instant::now() < end, "messages for ever instead of a close");
         }
-        let _ = self.socket.get_ref().shutdown(std::net::Shutdown::Both);
+        let _ = self.socket.get_ref().0.shutdown(std::net::Shutdown::Both);
         frame
     }
 
