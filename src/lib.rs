@@ -30,6 +30,10 @@
 //! The main thread (door, PostgreSQL pool, presence keys), the ingest, the audience stage, and the reactors.
 //! Their number does not depend on the number of clients.
 
+// The fuzz targets' bodies, which unit tests share, call this crate by its name.
+#[cfg(test)]
+extern crate self as tidegate;
+
 pub mod clock;
 pub mod config;
 pub mod core;

@@ -4,17 +4,11 @@
 use std::fs;
 use std::path::Path;
 
-use tidegate::proto;
+#[path = "../fuzz/bodies/lib.rs"]
+#[allow(dead_code)]
+mod bodies;
 
-#[path = "../fuzz/bodies/resp.rs"]
-#[allow(dead_code)]
-mod resp;
-#[path = "../fuzz/bodies/ring.rs"]
-#[allow(dead_code)]
-mod ring;
-#[path = "../fuzz/bodies/ws_decode.rs"]
-#[allow(dead_code)]
-mod ws_decode;
+use bodies::{event, resp, ring, ws_decode};
 
 /// Runs `body` on every file of the target's corpus, and on every prefix of the small ones.
 fn replay(target: &str, body: fn(&[u8])) {
@@ -31,6 +25,11 @@ fn replay(target: &str, body: fn(&[u8])) {
         inputs += 1;
     }
     assert!(inputs > 0, "{} has no seeds", folder.display());
+}
+
+#[test]
+fn event_corpus() {
+    replay("event", event::run);
 }
 
 #[test]

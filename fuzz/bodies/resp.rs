@@ -1,13 +1,12 @@
 //! The RESP framer on arbitrary bytes: the same frames and verdict for any split, and the same as
 //! redis-protocol's decoder, which is asked frame by frame.
 //!
-//! Input: 8 bytes that choose the splits, then the stream. The file that includes this one has the crate's
-//! `proto` in scope.
+//! Input: 8 bytes that choose the splits, then the stream.
 
 use redis_protocol::resp2::decode::decode_range;
 use redis_protocol::resp2::types::RangeFrame;
 
-use super::proto::resp::{CHANNEL_BYTES_MAX, Found, Framer, ProtocolError, Step};
+use tidegate::proto::resp::{CHANNEL_BYTES_MAX, Found, Framer, ProtocolError, Step};
 
 /// Small, so that bodies over it are met.
 const BODY_BYTES_MAX: usize = 16 * 1024;

@@ -2,11 +2,10 @@
 //! harm.
 //!
 //! Input: 16 bytes that choose the sizes of the reads, then four bytes for each frame of the stream (kind,
-//! size, filling). The whole input is also fed as it is. The file that includes this one has the crate's
-//! `proto` in scope.
+//! size, filling). The whole input is also fed as it is.
 
-use super::proto::resp::{CHANNEL_BYTES_MAX, ProtocolError};
-use super::proto::ring::{Frame, Ring};
+use tidegate::proto::resp::{CHANNEL_BYTES_MAX, ProtocolError};
+use tidegate::proto::ring::{Frame, Ring};
 
 /// Small, so that it is met; over the first size of a large message's buffer.
 pub const MESSAGE_BYTES_MAX: usize = 72 * 1024;

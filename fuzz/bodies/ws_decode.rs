@@ -1,8 +1,7 @@
 //! The WebSocket decoder on arbitrary bytes: the same messages and verdict for any split, and the same as
 //! tungstenite's, apart from the rules that tungstenite does not enforce.
 //!
-//! Input: 8 bytes that choose the splits, then the stream. The file that includes this one has the crate's
-//! `proto` in scope.
+//! Input: 8 bytes that choose the splits, then the stream.
 
 use std::io::{self, Read, Write};
 use std::ops::ControlFlow;
@@ -10,7 +9,7 @@ use std::ops::ControlFlow;
 use tungstenite::protocol::{Role, WebSocket, WebSocketConfig};
 use tungstenite::{Error, Message};
 
-use super::proto::ws::{Decoder, Incoming, ProtocolError};
+use tidegate::proto::ws::{Decoder, Incoming, ProtocolError};
 
 /// Small, so that it is met.
 pub const MESSAGE_BYTES_MAX: usize = 300;

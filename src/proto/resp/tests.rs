@@ -4,7 +4,6 @@ use redis_protocol::resp2::encode::encode;
 use redis_protocol::resp2::types::{OwnedFrame, Resp2Frame};
 
 use super::*;
-use crate::proto;
 
 #[path = "../../../fuzz/bodies/resp.rs"]
 mod body;

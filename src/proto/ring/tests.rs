@@ -2,7 +2,6 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::proto;
 
 #[path = "../../../fuzz/bodies/ring.rs"]
 mod body;

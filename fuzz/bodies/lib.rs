@@ -1,0 +1,11 @@
+//! What the fuzz targets do: one plain function each, `run(&[u8])`, which panics when a promise is broken.
+//!
+//! The ordinary tests include these files too, and replay the corpora on stable Rust.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+pub mod event;
+pub mod frames;
+pub mod resp;
+pub mod ring;
+pub mod ws_decode;
