@@ -8,7 +8,7 @@ use std::path::Path;
 #[allow(dead_code)]
 mod bodies;
 
-use bodies::{event, resp, ring, ws_decode};
+use bodies::{env, event, filter, hashtag, html_text, query, resp, ring, ws_decode, ws_session};
 
 /// Runs `body` on every file of the target's corpus, and on every prefix of the small ones.
 fn replay(target: &str, body: fn(&[u8])) {
@@ -28,8 +28,33 @@ fn replay(target: &str, body: fn(&[u8])) {
 }
 
 #[test]
+fn env_corpus() {
+    replay("env", env::run);
+}
+
+#[test]
 fn event_corpus() {
     replay("event", event::run);
+}
+
+#[test]
+fn filter_corpus() {
+    replay("filter", filter::run);
+}
+
+#[test]
+fn hashtag_corpus() {
+    replay("hashtag", hashtag::run);
+}
+
+#[test]
+fn html_text_corpus() {
+    replay("html_text", html_text::run);
+}
+
+#[test]
+fn query_corpus() {
+    replay("query", query::run);
 }
 
 #[test]
@@ -45,4 +70,9 @@ fn ring_corpus() {
 #[test]
 fn ws_decode_corpus() {
     replay("ws_decode", ws_decode::run);
+}
+
+#[test]
+fn ws_session_corpus() {
+    replay("ws_session", ws_session::run);
 }

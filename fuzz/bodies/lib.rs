@@ -4,8 +4,15 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+pub mod env;
 pub mod event;
+pub mod filter;
 pub mod frames;
+pub mod hashtag;
+pub mod html_text;
+pub mod input;
+pub mod query;
 pub mod resp;
 pub mod ring;
 pub mod ws_decode;
+pub mod ws_session;
