@@ -7,7 +7,8 @@ use tungstenite::protocol::{Message, Role, WebSocket, WebSocketConfig};
 /// All messages of a WebSocket that the server writes. Panics at the first byte that is wrong; a message
 /// that is not whole at the end is left out.
 pub fn websocket(bytes: &[u8]) -> Vec<Message> {
-    let config = WebSocketConfig::default().max_frame_size(None).max_message_size(None);
+    let config =
+        WebSocketConfig::default().max_frame_size(None).max_message_size(None).read_buffer_size(1024);
     let mut socket = WebSocket::from_raw_socket(OneWay(Cursor::new(bytes)), Role::Client, Some(config));
     let mut messages = Vec::new();
     loop {

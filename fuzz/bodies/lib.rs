@@ -11,6 +11,7 @@ pub mod frames;
 pub mod hashtag;
 pub mod html_text;
 pub mod input;
+pub mod pg_rows;
 pub mod query;
 pub mod resp;
 pub mod ring;

@@ -60,7 +60,9 @@ struct Session {
     held: BTreeMap<Channel, usize>,
     /// Every stream that it ever had, as it comes back.
     had: BTreeSet<String>,
-    /// Only well-formed messages were sent so far: how many, and whether time has passed.
+    /// Bytes that were looked at.
+    read: usize,
+    /// How many messages were sent, as long as all were well-formed and no time has passed.
     polite: Option<u32>,
 }
 
@@ -108,6 +110,7 @@ impl Session {
             asked: None,
             held,
             had: BTreeSet::new(),
+            read: 0,
             polite,
         };
         session.settle();
@@ -303,6 +306,10 @@ impl Session {
     /// What the client was sent.
     fn read(&mut self) {
         let pipe = self.pipe.borrow();
+        if pipe.taken.len() == self.read {
+            return;
+        }
+        self.read = pipe.taken.len();
         let Some(bytes) = pipe.taken.strip_prefix(HEAD) else {
             assert!(HEAD.starts_with(&pipe.taken), "the head comes first");
             return;

@@ -14,10 +14,10 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
-use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::pool::{DbError, Pool};
+use super::rows::{Columns, Texts};
 use crate::core::stream::{Id, Scopes};
 
 /// Statements of one kind on their way at once.
@@ -101,27 +101,26 @@ async fn ask_tokens(pool: Pool, tokens: Arc<Vec<String>>) -> Answers<String, Opt
     let rows = pool.query(TOKENS, &[(&*tokens, Type::TEXT_ARRAY)]).await?;
     let mut found = HashMap::with_capacity(rows.len());
     for row in &rows {
-        let (name, token) = read_token(row).map_err(|error| unreadable(&error))?;
+        let (name, token) = read_token(row)?;
         found.insert(name, Some(token));
     }
     Ok(found)
 }
 
-fn read_token(row: &Row) -> Result<(String, Token), tokio_postgres::Error> {
-    let scopes: Option<&str> = row.try_get(3)?;
-    let expires_at: Option<i64> = row.try_get(6)?;
+#[doc(hidden)]
+pub fn read_token(row: &impl Columns) -> Result<(String, Token), DbError> {
+    let scopes: Option<&str> = row.column(3)?;
+    let expires_at: Option<i64> = row.column(6)?;
     let token = Token {
-        id: row.try_get::<_, i64>(1)?.unsigned_abs(),
-        account: row.try_get::<_, i64>(2)?.unsigned_abs(),
+        id: row.column::<i64>(1)?.unsigned_abs(),
+        account: row.column::<i64>(2)?.unsigned_abs(),
         scopes: Scopes::parse(scopes.unwrap_or_default()),
         expires_at: expires_at.map(|seconds| seconds.max(0).unsigned_abs()),
         // An entry that is null matches no language.
-        chosen_languages: row
-            .try_get::<_, Option<Vec<Option<String>>>>(4)?
-            .map(|languages| languages.into_iter().flatten().collect()),
-        permissions: row.try_get(5)?,
+        chosen_languages: row.column::<Option<Texts>>(4)?.map(|languages| languages.0),
+        permissions: row.column(5)?,
     };
-    Ok((row.try_get(0)?, token))
+    Ok((row.column(0)?, token))
 }
 
 const LISTS: &str = "\
@@ -135,16 +134,15 @@ async fn ask_lists(pool: Pool, pairs: Arc<Vec<(Id, Id)>>) -> Answers<(Id, Id), b
     let rows = pool.query(LISTS, &[(&accounts, Type::INT8_ARRAY), (&lists, Type::INT8_ARRAY)]).await?;
     let mut found = HashMap::with_capacity(rows.len());
     for row in &rows {
-        let account: i64 = row.try_get(0).map_err(|error| unreadable(&error))?;
-        let list: i64 = row.try_get(1).map_err(|error| unreadable(&error))?;
-        found.insert((account.unsigned_abs(), list.unsigned_abs()), true);
+        found.insert(read_list(row)?, true);
     }
     Ok(found)
 }
 
-/// A column of another type than Mastodon's.
-pub(super) fn unreadable(error: &tokio_postgres::Error) -> DbError {
-    DbError::Statement { cause: error.to_string().into() }
+#[doc(hidden)]
+pub fn read_list(row: &impl Columns) -> Result<(Id, Id), DbError> {
+    let (account, list) = (row.column::<i64>(0)?, row.column::<i64>(1)?);
+    Ok((account.unsigned_abs(), list.unsigned_abs()))
 }
 
 /// What was found, by question; questions without an entry have found nothing.

@@ -18,8 +18,8 @@
 
 use tokio_postgres::types::Type;
 
-use super::accounts::unreadable;
 use super::pool::{DbError, Pool};
+use super::rows::Columns;
 use crate::core::event::{StatusFields, Withheld};
 use crate::core::stream::Id;
 
@@ -72,13 +72,17 @@ pub async fn hidden_from(
     let rows = pool.query(AUDIENCE, &params).await?;
     let mut hidden = Vec::with_capacity(rows.len());
     for row in &rows {
-        let id: i64 = row.try_get(0).map_err(|error| unreadable(&error))?;
-        let by_domain: bool = row.try_get(1).map_err(|error| unreadable(&error))?;
-        let reason = if by_domain { Withheld::DomainBlock } else { Withheld::Relationship };
-        hidden.push((id.unsigned_abs(), reason));
+        hidden.push(read_hidden(row)?);
     }
     // Where both apply, the relationship is the reason: Node looks at it first.
     hidden.sort_unstable_by_key(|(id, reason)| (*id, *reason == Withheld::DomainBlock));
     hidden.dedup_by_key(|(id, _)| *id);
     Ok(hidden)
+}
+
+#[doc(hidden)]
+pub fn read_hidden(row: &impl Columns) -> Result<(Id, Withheld), DbError> {
+    let (id, by_domain) = (row.column::<i64>(0)?, row.column(1)?);
+    let reason = if by_domain { Withheld::DomainBlock } else { Withheld::Relationship };
+    Ok((id.unsigned_abs(), reason))
 }

@@ -8,8 +8,8 @@ use std::collections::HashMap;
 
 use tokio_postgres::types::Type;
 
-use super::accounts::unreadable;
 use super::pool::{DbError, Pool};
+use super::rows::{Columns, Texts};
 use crate::core::event::{StatusFields, Withheld};
 use crate::core::stream::{Channel, Id};
 
@@ -76,16 +76,22 @@ pub async fn settings_of(pool: &Pool, accounts: &[i64]) -> Result<HashMap<Id, Se
     let rows = pool.query(SETTINGS, &[(&accounts, Type::INT8_ARRAY)]).await?;
     let mut found = HashMap::with_capacity(rows.len());
     for row in &rows {
-        let account: i64 = row.try_get(0).map_err(|error| unreadable(&error))?;
-        let languages: Option<Vec<Option<&str>>> = row.try_get(1).map_err(|error| unreadable(&error))?;
-        let permissions: i64 = row.try_get(2).map_err(|error| unreadable(&error))?;
-        let settings = Settings {
-            languages: languages.map(|languages| languages.into_iter().flatten().map(Box::from).collect()),
-            sees_closed_feeds: permissions & VIEW_FEEDS != 0,
-        };
-        found.insert(account.unsigned_abs(), settings);
+        let (account, settings) = read_settings(row)?;
+        found.insert(account, settings);
     }
     Ok(found)
+}
+
+#[doc(hidden)]
+pub fn read_settings(row: &impl Columns) -> Result<(Id, Settings), DbError> {
+    let account: i64 = row.column(0)?;
+    let languages: Option<Texts> = row.column(1)?;
+    let permissions: i64 = row.column(2)?;
+    let settings = Settings {
+        languages: languages.map(|languages| languages.0.into_iter().map(Box::from).collect()),
+        sees_closed_feeds: permissions & VIEW_FEEDS != 0,
+    };
+    Ok((account.unsigned_abs(), settings))
 }
 
 const FEEDS: &str = "\
@@ -100,15 +106,21 @@ SELECT var, value FROM settings WHERE var IN ('local_live_feed_access', 'remote_
 pub async fn feed_access(pool: &Pool) -> Result<FeedAccess, DbError> {
     let mut access = FeedAccess::default();
     for row in &pool.query(FEEDS, &[]).await? {
-        let var: &str = row.try_get(0).map_err(|error| unreadable(&error))?;
-        let value: Option<&str> = row.try_get(1).map_err(|error| unreadable(&error))?;
-        let closed = value == Some("--- disabled\n");
-        match var {
-            "local_live_feed_access" => access.live_local_closed = closed,
-            "remote_live_feed_access" => access.live_remote_closed = closed,
-            "local_topic_feed_access" => access.topic_local_closed = closed,
-            _ => access.topic_remote_closed = closed,
-        }
+        read_feed(row, &mut access)?;
     }
     Ok(access)
+}
+
+#[doc(hidden)]
+pub fn read_feed(row: &impl Columns, access: &mut FeedAccess) -> Result<(), DbError> {
+    let var: &str = row.column(0)?;
+    let value: Option<&str> = row.column(1)?;
+    let closed = value == Some("--- disabled\n");
+    match var {
+        "local_live_feed_access" => access.live_local_closed = closed,
+        "remote_live_feed_access" => access.live_remote_closed = closed,
+        "local_topic_feed_access" => access.topic_local_closed = closed,
+        _ => access.topic_remote_closed = closed,
+    }
+    Ok(())
 }

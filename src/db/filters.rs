@@ -3,11 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use super::accounts::unreadable;
 use super::pool::{DbError, Pool};
+use super::rows::{Columns, Texts};
 use crate::core::filter::{FilterRow, Filters};
 use crate::core::stream::Id;
 
@@ -30,8 +29,7 @@ pub async fn filters_of(pool: &Pool, accounts: &[i64]) -> Result<HashMap<Id, Arc
     let mut found = HashMap::new();
     for batch in accounts.chunks(BATCH_MAX) {
         let rows = pool.query(FILTERS, &[(&batch, Type::INT8_ARRAY)]).await?;
-        let rows: Result<Vec<(i64, FilterRow)>, tokio_postgres::Error> = rows.iter().map(read).collect();
-        let rows = rows.map_err(|error| unreadable(&error))?;
+        let rows: Vec<(i64, FilterRow)> = rows.iter().map(read_filter).collect::<Result<_, _>>()?;
         for of_account in rows.chunk_by(|one, next| one.0 == next.0) {
             let Some((account, _)) = of_account.first() else { continue };
             let rows: Vec<FilterRow> = of_account.iter().map(|(_, row)| row.clone()).collect();
@@ -41,16 +39,17 @@ pub async fn filters_of(pool: &Pool, accounts: &[i64]) -> Result<HashMap<Id, Arc
     Ok(found)
 }
 
-fn read(row: &Row) -> Result<(i64, FilterRow), tokio_postgres::Error> {
-    let context: Vec<Option<String>> = row.try_get(3)?;
+#[doc(hidden)]
+pub fn read_filter(row: &impl Columns) -> Result<(i64, FilterRow), DbError> {
+    let context: Texts = row.column(3)?;
     let filter = FilterRow {
-        id: row.try_get(1)?,
-        title: row.try_get(2)?,
-        context: context.into_iter().flatten().collect(),
-        action: row.try_get(4)?,
-        keyword: row.try_get(5)?,
-        whole_word: row.try_get(6)?,
-        expires_at: row.try_get(7)?,
+        id: row.column(1)?,
+        title: row.column(2)?,
+        context: context.0,
+        action: row.column(4)?,
+        keyword: row.column(5)?,
+        whole_word: row.column(6)?,
+        expires_at: row.column(7)?,
     };
-    Ok((row.try_get(0)?, filter))
+    Ok((row.column(0)?, filter))
 }

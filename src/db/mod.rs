@@ -14,6 +14,7 @@ pub mod audience;
 pub mod feeds;
 pub mod filters;
 pub mod pool;
+pub mod rows;
 pub mod stage;
 
 use std::path::PathBuf;
