@@ -8,7 +8,9 @@ use std::path::Path;
 #[allow(dead_code)]
 mod bodies;
 
-use bodies::{env, event, filter, hashtag, html_text, pg_rows, query, resp, ring, ws_decode, ws_session};
+use bodies::{
+    env, event, filter, hashtag, html_text, http, pg_rows, query, resp, ring, ws_decode, ws_session,
+};
 
 /// Runs `body` on every file of the target's corpus, and on every prefix of the small ones.
 fn replay(target: &str, body: fn(&[u8])) {
@@ -50,6 +52,11 @@ fn hashtag_corpus() {
 #[test]
 fn html_text_corpus() {
     replay("html_text", html_text::run);
+}
+
+#[test]
+fn http_corpus() {
+    replay("http", http::run);
 }
 
 #[test]

@@ -10,6 +10,7 @@ pub mod filter;
 pub mod frames;
 pub mod hashtag;
 pub mod html_text;
+pub mod http;
 pub mod input;
 pub mod pg_rows;
 pub mod query;

@@ -263,6 +263,14 @@ pub async fn serve<S: Socket>(door: Arc<Door<S>>, listener: Listener, shutdown: 
     door.counters.at_door.store(0, Ordering::Relaxed);
 }
 
+/// One connection, as if the listener had accepted it: for tests that bring their own socket.
+#[doc(hidden)]
+pub async fn serve_one<S: Socket>(door: Arc<Door<S>>, stream: tokio::net::UnixStream, peer: Peer) {
+    let waiting_room = Arc::new(WaitingRoom::default());
+    let place = waiting_room.enter(&Arc::default());
+    connection::serve(door, Stream::Unix(stream), peer, waiting_room, place).await;
+}
+
 /// Errors of one connection, which say nothing about the next.
 fn is_the_clients(error: &io::Error) -> bool {
     matches!(

@@ -36,6 +36,8 @@ use hyper::body::{Frame, SizeHint};
 pub use auth::{Answer, Directory, DirectoryError, MemoryDirectory, Token};
 pub use errors::{Reason, Refusal};
 pub use headers::{Peer, TrustedProxies};
+#[doc(hidden)]
+pub use listen::serve_one;
 pub use listen::{Address, ListenError, Listener, serve};
 
 use crate::core::handover::Command;
