@@ -4,14 +4,18 @@
 //! Input: 16 bytes that choose the sizes of the reads, then four bytes for each frame of the stream (kind,
 //! size, filling). The whole input is also fed as it is.
 
+use std::sync::LazyLock;
+
 use tidegate::proto::resp::{CHANNEL_BYTES_MAX, ProtocolError};
 use tidegate::proto::ring::{Frame, Ring};
 
 /// Small, so that it is met; over the first size of a large message's buffer.
 pub const MESSAGE_BYTES_MAX: usize = 72 * 1024;
 const RING_BYTES: usize = 8 * 1024;
-/// So that an input takes milliseconds.
-const STREAM_BYTES_MAX: usize = 128 * 1024;
+/// No frame is added to a stream that is longer: an input is to take a fraction of a millisecond.
+const STREAM_BYTES_MAX: usize = 24 * 1024;
+/// Reads of one stream, about: a longer one is not read byte by byte.
+const READS_MAX: usize = 2048;
 
 /// A frame, owned.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -58,11 +62,12 @@ pub fn read(stream: &[u8], reads: &[u8]) -> (Vec<Seen>, Option<ProtocolError>, R
         size @ ..128 => size + 1,
         size => (size - 127) * 256,
     });
+    let least = stream.len() / READS_MAX;
     let mut rest = stream;
     while !rest.is_empty() {
         let space = ring.read_space();
         assert!(!space.is_empty(), "no space to read into");
-        let n = space.len().min(rest.len()).min(sizes.next().unwrap_or(usize::MAX));
+        let n = space.len().min(rest.len()).min(sizes.next().unwrap_or(usize::MAX).max(least));
         space[..n].copy_from_slice(&rest[..n]);
         ring.filled(n);
         rest = &rest[n..];
@@ -98,7 +103,8 @@ fn own(frame: Frame<'_>) -> Seen {
 fn build(stream: &mut Vec<u8>, kind: u8, size: usize, filling: u8) -> Seen {
     let channel = format!("timeline:{filling}").into_bytes();
     match kind % 12 {
-        0..=2 => message(stream, &channel, &filled(size, filling)),
+        0 | 1 => message(stream, &channel, &filled(size % 600, filling)),
+        2 => message(stream, &channel, &filled(size % (3 * RING_BYTES), filling)),
         // Around the ring's size, the whole frame counted.
         3 | 4 => message_of(stream, RING_BYTES - 8 + size % 17),
         // Around the largest allowed.
@@ -123,7 +129,7 @@ fn build(stream: &mut Vec<u8>, kind: u8, size: usize, filling: u8) -> Seen {
             match size % 3 {
                 0 => stream.extend_from_slice(b"+PONG\r\n"),
                 1 => array(stream, &[b"pong", b""], None),
-                _ => array(stream, &[b"pong", &filled(size, filling)], None),
+                _ => array(stream, &[b"pong", &filled(size % 600, filling)], None),
             }
             Seen::Pong
         }
@@ -136,9 +142,13 @@ fn build(stream: &mut Vec<u8>, kind: u8, size: usize, filling: u8) -> Seen {
         }
         _ => {
             match size % 5 {
-                0 => array(stream, &[b"pmessage", b"*", &channel, &filled(size, filling)], None),
+                0 => array(
+                    stream,
+                    &[b"pmessage", b"*", &channel, &filled(size % (2 * RING_BYTES), filling)],
+                    None,
+                ),
                 1 => stream.extend_from_slice(b"*3\r\n*2\r\n:1\r\n$-1\r\n+two\r\n*0\r\n"),
-                2 => bulk(stream, &filled(size, filling)),
+                2 => bulk(stream, &filled(size % (2 * RING_BYTES), filling)),
                 3 => stream.extend_from_slice(b":-12\r\n"),
                 _ => stream.extend_from_slice(b"+OK\r\n"),
             }
@@ -186,8 +196,10 @@ fn bulk(stream: &mut Vec<u8>, bytes: &[u8]) {
 
 /// Bytes that differ by place, line ends and RESP's own signs among them.
 fn filled(bytes: usize, filling: u8) -> Vec<u8> {
-    let signs = b"\r\n*3$>+-:abc{}\"";
-    signs.iter().cycle().skip(usize::from(filling) % signs.len()).take(bytes).copied().collect()
+    const SIGNS: &[u8] = b"\r\n*3$>+-:abc{}\"";
+    static LONG: LazyLock<Vec<u8>> =
+        LazyLock::new(|| SIGNS.repeat((2 * MESSAGE_BYTES_MAX).div_ceil(SIGNS.len())));
+    LONG[usize::from(filling) % SIGNS.len()..][..bytes].to_vec()
 }
 
 fn difference(seen: &[Seen], expected: &[Seen]) -> String {
