@@ -71,7 +71,8 @@ async fn visit(bytes: &[u8], piece: usize, answer: u8) -> Verdict {
     let (ours, theirs) = UnixStream::pair().expect("a socket pair");
     let served = tokio::spawn(serve_one(Arc::clone(&door), theirs, Peer::Unix));
     let mut client = Client { socket: ours, read: Vec::new() };
-    let mut ingest = Ingest { commands, answer: answer % 6, held: Vec::new(), taken: None };
+    let mut ingest =
+        Ingest { commands, answer: answer % 6, held: Vec::new(), unanswered: Vec::new(), taken: None };
 
     for piece in bytes.chunks(piece) {
         // Who is refused may find the connection closed.
@@ -125,6 +126,7 @@ struct Ingest {
     commands: Arc<Mailbox<Command<Fake>>>,
     answer: u8,
     held: Vec<u64>,
+    unanswered: Vec<Reply>,
     taken: Option<(Transport, Vec<u8>, Vec<u8>)>,
 }
 
@@ -161,8 +163,8 @@ impl Ingest {
         match self.answer {
             1 => reply(Err(HoldError::RedisAway)),
             2 => reply(Err(HoldError::Refused)),
-            // Redis is silent: the client will leave. The answer is lost with the reply.
-            4 => std::mem::forget(reply),
+            // Redis is silent: the client will leave.
+            4 => self.unanswered.push(reply),
             _ => reply(Ok(())),
         }
     }
