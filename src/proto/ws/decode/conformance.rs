@@ -47,7 +47,23 @@ fn close(payload: &[u8]) -> Vec<u8> {
 #[test]
 fn section_5_1_a_client_must_mask() {
     check("5.1", "text", b"\x81\x05Hello", &[], Some(ProtocolError::NotMasked));
-    check("5.1", "ping", b"\x89\x00", &[], Some(ProtocolError::NotMasked));
+    for first in [0x82, 0x01, 0x02, 0x88, 0x89, 0x8a] {
+        check("5.1", "every kind of frame", &[first, 0], &[], Some(ProtocolError::NotMasked));
+    }
+    check(
+        "5.1",
+        "after a message that was masked",
+        &[text(b"a"), b"\x81\x01b".to_vec()].concat(),
+        &["Text(\"a\")"],
+        Some(ProtocolError::NotMasked),
+    );
+    check(
+        "5.1",
+        "a ping between fragments",
+        &[frame(0x01, b"a", MASK), b"\x89\x00".to_vec()].concat(),
+        &[],
+        Some(ProtocolError::NotMasked),
+    );
     check(
         "5.1",
         "continuation",
@@ -60,7 +76,7 @@ fn section_5_1_a_client_must_mask() {
 #[test]
 fn section_5_2_reserved_bits_and_opcodes() {
     for bit in [0x40, 0x20, 0x10, 0x70] {
-        for first in [0x81, 0x82, 0x88, 0x89, 0x8a] {
+        for first in [0x81, 0x82, 0x01, 0x02, 0x88, 0x89, 0x8a] {
             check(
                 "5.2",
                 "reserved bits",
@@ -69,6 +85,10 @@ fn section_5_2_reserved_bits_and_opcodes() {
                 Some(ProtocolError::ReservedBits),
             );
         }
+        for first in [0x80, 0x00, 0x89] {
+            let within = [frame(0x01, b"a", MASK), frame(first | bit, b"b", MASK)].concat();
+            check("5.2", "reserved bits within a message", &within, &[], Some(ProtocolError::ReservedBits));
+        }
     }
     for opcode in [3, 4, 5, 6, 7, 11, 12, 13, 14, 15] {
         for fin in [0x80, 0x00] {
@@ -76,6 +96,14 @@ fn section_5_2_reserved_bits_and_opcodes() {
                 "5.2",
                 "reserved opcode",
                 &frame(fin | opcode, b"", MASK),
+                &[],
+                Some(ProtocolError::ReservedOpcode),
+            );
+            let within = [frame(0x01, b"a", MASK), frame(fin | opcode, b"", MASK)].concat();
+            check(
+                "5.2",
+                "reserved opcode within a message",
+                &within,
                 &[],
                 Some(ProtocolError::ReservedOpcode),
             );
@@ -93,6 +121,12 @@ fn section_5_2_lengths_are_in_their_shortest_form() {
         let stream = [&[0x81, 0xff][..], &len.to_be_bytes(), &MASK].concat();
         check("5.2", "64 bits for less than 65536", &stream, &[], Some(ProtocolError::LengthNotMinimal));
     }
+    for first in [0x82, 0x01, 0x02] {
+        let stream = [&[first, 0xfe, 0, 125][..], &MASK].concat();
+        check("5.2", "in every data frame", &stream, &[], Some(ProtocolError::LengthNotMinimal));
+    }
+    let stream = [&frame(0x01, b"a", MASK)[..], &[0x80, 0xfe, 0, 1], &MASK].concat();
+    check("5.2", "in a continuation", &stream, &[], Some(ProtocolError::LengthNotMinimal));
     for len in [1u64 << 63, u64::MAX] {
         let stream = [&[0x81, 0xff][..], &len.to_be_bytes(), &MASK].concat();
         check("5.2", "highest bit", &stream, &[], Some(ProtocolError::LengthHighBit));
@@ -128,6 +162,13 @@ fn section_5_4_fragments() {
         &["Ping([112])", "Pong([113])", "Text(\"ab\")"],
         None,
     );
+    let binary = [frame(0x02, b"\xff", MASK), frame(0x89, b"", MASK), frame(0x80, b"", MASK)].concat();
+    check("5.4", "a ping within a binary message", &binary, &["Ping([])", "Binary"], None);
+    let empty =
+        [frame(0x01, b"a", MASK), frame(0x00, b"", MASK).repeat(500), frame(0x80, b"", MASK)].concat();
+    check("5.4", "any number of empty fragments", &empty, &["Text(\"a\")"], None);
+    let two = [frame(0x01, b"a", MASK), frame(0x80, b"b", MASK)].concat().repeat(2);
+    check("5.4", "one fragmented message after another", &two, &["Text(\"ab\")", "Text(\"ab\")"], None);
     let closed = [frame(0x01, b"a", MASK), close(b""), frame(0x80, b"b", MASK)].concat();
     check("5.4", "a close in between", &closed, &["Close(None)"], None);
 
@@ -158,6 +199,8 @@ fn section_5_4_fragments() {
 fn section_5_5_control_frames() {
     for first in [0x08, 0x09, 0x0a] {
         check("5.5", "fragmented", &frame(first, b"", MASK), &[], Some(ProtocolError::ControlFragmented));
+        let within = [frame(0x01, b"a", MASK), frame(first, b"", MASK)].concat();
+        check("5.5", "fragmented within a message", &within, &[], Some(ProtocolError::ControlFragmented));
     }
     for first in [0x88, 0x89, 0x8a] {
         check(
@@ -174,6 +217,10 @@ fn section_5_5_control_frames() {
             &[],
             Some(ProtocolError::ControlTooLong),
         );
+    }
+    for length in [&[0xfe, 0, 1][..], &[0xff, 0, 0, 0, 0, 0, 0, 0, 1]] {
+        let stream = [&[0x89][..], length, &MASK, b"a"].concat();
+        check("5.5", "a short length in a long form", &stream, &[], Some(ProtocolError::ControlTooLong));
     }
     let ping = format!("{:?}", Incoming::Ping(&[b'a'; 125]))[..60].to_owned();
     check("5.5.2", "125 bytes", &frame(0x89, &[b'a'; 125], MASK), &[&ping], None);
@@ -194,6 +241,13 @@ fn section_5_5_1_close_frames() {
         &[],
         Some(ProtocolError::NotUtf8),
     );
+    let longest = [&b"\x03\xe8"[..], &[b'a'; 123]].concat();
+    let expected = format!("{:?}", Incoming::Close(Some((1000, &"a".repeat(123)))))[..60].to_owned();
+    check("5.5.1", "a reason of 123 bytes", &close(&longest), &[&expected], None);
+    let longer = [&longest[..], b"a"].concat();
+    check("5.5.1", "a reason of 124 bytes", &close(&longer), &[], Some(ProtocolError::ControlTooLong));
+    let pinged = [close(b""), frame(0x89, b"late", MASK), close(b"\x03\xe8")].concat();
+    check("5.5.1", "a ping or another close after it", &pinged, &["Close(None)"], None);
     let after = [close(b"\x03\xe8"), text(b"late"), frame(0xff, b"", MASK)].concat();
     check("5.5.1", "what comes after is not looked at", &after, &["Close(Some((1000, \"\")))"], None);
 }
@@ -258,6 +312,14 @@ fn section_8_1_text_is_utf8() {
     let treble_clef =
         [frame(0x01, b"\xf0\x9d", MASK), frame(0x00, b"\x84", MASK), frame(0x80, b"\x9e", MASK)].concat();
     check("8.1", "a character across fragments", &treble_clef, &["Text(\"𝄞\")"], None);
+    let between =
+        [frame(0x01, b"\xe2", MASK), frame(0x89, b"\x82", MASK), frame(0x80, b"\x82\xac", MASK)].concat();
+    check("8.1", "a ping within a character", &between, &["Ping([130])", "Text(\"€\")"], None);
+    // Found at the byte that shows it, not at the end of a message that never comes.
+    let unfinished = [&[0x81, 0x80 | 100][..], &[0; 4], b"ok\xff"].concat();
+    check("8.1", "within a frame that is not whole", &unfinished, &[], Some(ProtocolError::NotUtf8));
+    let unfinished = [frame(0x01, b"ok", MASK), frame(0x00, b"\xc0", MASK)].concat();
+    check("8.1", "within a message that is not whole", &unfinished, &[], Some(ProtocolError::NotUtf8));
     check("8.1", "a noncharacter is text", &text("\u{ffff}".as_bytes()), &["Text(\"\\u{ffff}\")"], None);
     check("8.1", "a binary message is not text", &frame(0x82, b"\xff", MASK), &["Binary"], None);
 }
