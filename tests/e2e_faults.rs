@@ -10,30 +10,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use support::http::request;
 use support::machine::{ours_alone, wait_for, wait_until};
+use support::numbers::{gapless_until_close, numbered};
 use support::posts::text_message;
 use support::{Sse, World, Ws};
 
 const PATIENCE: Duration = Duration::from_secs(30);
-
-fn numbered(n: u64) -> String {
-    text_message("update", &format!(r#"{{"id":"{n}"}}"#))
-}
-
-/// Reads messages until the close; every message is the one after the last.
-fn gapless_until_close(ws: &mut Ws, mut next: u64) -> (u64, Option<u16>) {
-    let close = loop {
-        match ws.try_next() {
-            Ok(text) => {
-                let message: Value = serde_json::from_str(&text).unwrap();
-                let payload: Value = serde_json::from_str(message["payload"].as_str().unwrap()).unwrap();
-                assert_eq!(payload["id"], json!(next.to_string()), "no gap before the close");
-                next += 1;
-            }
-            Err(close) => break close,
-        }
-    };
-    (next, close)
-}
 
 #[test]
 fn a_lost_redis_connection_is_a_gap_that_everyone_is_told_of() {
@@ -149,15 +130,9 @@ fn who_never_reads_is_closed_and_the_others_get_everything() {
     });
     publisher.join().unwrap();
     world.server.until_metric("connected_clients", &[("type", "websocket")], 5.0);
-    let status: Value = status_json(&world);
-    assert_eq!(status["messages"]["difference"], json!(0), "{status}");
+    let status = world.assert_conserved();
     assert_eq!(status["closes"]["too_slow"], json!(3), "{status}");
     drop(stalled);
-}
-
-fn status_json(world: &World) -> Value {
-    let answer = world.server.request("GET", "/status", &[("Accept", "application/json")]);
-    serde_json::from_str(&answer.text()).unwrap()
 }
 
 #[test]
@@ -223,7 +198,7 @@ fn the_status_pages_are_for_the_machine_itself() {
     for path in ["/status/per_timeline", "/status/backpressure", "/status/backpresure"] {
         assert_eq!(world.server.get(path).status(), 200, "{path}");
     }
-    assert_eq!(status_json(&world)["connections"]["clients"]["websocket"], json!(1));
+    assert_eq!(world.status()["connections"]["clients"]["websocket"], json!(1));
     let proxied = world.server.request("GET", "/status", &[("X-Forwarded-For", "203.0.113.9")]);
     proxied.assert_error(400, "Unknown channel requested");
     world.server.get("/api/v1/streaming/status").assert_error(400, "Unknown channel requested");

@@ -64,12 +64,19 @@ pub struct Reading {
     pub at: Duration,
     /// Since when more than `limits.soft_bytes` are held, since the process's start.
     pub over_soft_since: Option<Duration>,
+    /// The last number of bytes that Redis told; it stays when Redis does not know us any more.
+    pub last_bytes: u64,
     /// The limits it has to be compared with.
     pub limits: OutputLimits,
+    /// Whether there is a command connection: Redis is there, whatever became of the subscriber connection.
+    pub answers: bool,
 }
 
 /// What the kernel's two buffers hold before Redis has to: measured on loopback with default settings.
 const KERNEL_BYTES: u64 = 4 << 20;
+
+/// How long an answer says something: many times the interval of the questions.
+const FRESH: Duration = Duration::from_secs(2);
 
 impl Reading {
     /// Whether half of Redis's patience is used up: half of the hard limit, or half of the time over the
@@ -81,11 +88,7 @@ impl Reading {
         match self.held {
             Held::Gone | Held::Bytes(_) if !asked_in_this_pause => false,
             Held::Gone => true,
-            Held::Bytes(bytes) => {
-                let too_long =
-                    self.over_soft_since.is_some_and(|since| now.saturating_sub(since) >= soft / 2);
-                hard_bytes > 0 && bytes >= hard_bytes / 2 || too_long
-            }
+            Held::Bytes(_) => self.is_half_filled(now),
             // Not asked yet in this pause; what was held before it says nothing.
             Held::Unknown => false,
             Held::Denied => {
@@ -95,6 +98,17 @@ impl Reading {
                 hard_bytes > 0 && bytes >= hard_bytes / 2 || too_long
             }
         }
+    }
+
+    /// Whether half of it was used up a moment ago, though Redis may have dropped us since.
+    pub fn was_half_used(&self, now: Duration) -> bool {
+        now.saturating_sub(self.at) <= FRESH && self.is_half_filled(now)
+    }
+
+    fn is_half_filled(&self, now: Duration) -> bool {
+        let OutputLimits { hard_bytes, soft, .. } = self.limits;
+        let too_long = self.over_soft_since.is_some_and(|since| now.saturating_sub(since) >= soft / 2);
+        hard_bytes > 0 && self.last_bytes >= hard_bytes / 2 || too_long
     }
 }
 
@@ -111,15 +125,30 @@ impl Headroom {
     /// Replaces what was held.
     pub fn set_held(&self, held: Held, at: Duration) {
         let mut reading = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let lasts = at.saturating_sub(reading.at) <= FRESH;
         reading.held = held;
         reading.at = at;
         let soft_bytes = reading.limits.soft_bytes;
-        reading.over_soft_since = match held {
-            Held::Bytes(bytes) if soft_bytes > 0 && bytes >= soft_bytes => {
-                reading.over_soft_since.or(Some(at))
+        match held {
+            Held::Bytes(bytes) => {
+                reading.last_bytes = bytes;
+                let over = soft_bytes > 0 && bytes >= soft_bytes;
+                // Since another pause, long ago, is not since: in between it was read.
+                let since = reading.over_soft_since.filter(|_| lasts);
+                reading.over_soft_since = if over { since.or(Some(at)) } else { None };
             }
-            _ => None,
-        };
+            // What it held when it dropped us is why it did.
+            Held::Gone => {}
+            Held::Unknown | Held::Denied => {
+                reading.last_bytes = 0;
+                reading.over_soft_since = None;
+            }
+        }
+    }
+
+    /// Whether there is a command connection.
+    pub fn set_answers(&self, answers: bool) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).answers = answers;
     }
 
     /// Replaces the limits.
@@ -161,12 +190,19 @@ mod tests {
         let headroom = Headroom::default();
         let half_used = |now: u32, rate| headroom.read().is_half_used(second * now, second * now, rate);
         headroom.set_held(Held::Bytes(16 * MIB - 1), second);
+        for now in 1..=30 {
+            headroom.set_held(Held::Bytes(16 * MIB - 1), second * now);
+        }
         assert!(!half_used(30, 0), "over the soft limit for 29 s");
         assert!(half_used(31, 0), "over the soft limit for 30 s");
-        headroom.set_held(Held::Bytes(8 * MIB - 1), second * 31);
-        assert!(!half_used(31, 0));
-        headroom.set_held(Held::Bytes(16 * MIB), second * 32);
-        assert!(half_used(32, 0));
+        headroom.set_held(Held::Bytes(16 * MIB - 1), second * 99);
+        assert!(!half_used(99, 0), "it was read in between");
+        headroom.set_held(Held::Bytes(8 * MIB - 1), second * 100);
+        assert!(!half_used(100, 0));
+        headroom.set_held(Held::Bytes(16 * MIB), second * 101);
+        assert!(half_used(101, 0));
+        let reading = headroom.read();
+        assert!(reading.was_half_used(second * 102) && !reading.was_half_used(second * 104));
         headroom.set_held(Held::Gone, second);
         assert!(half_used(1, 0));
         headroom.set_held(Held::Denied, second);

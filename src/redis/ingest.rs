@@ -32,6 +32,7 @@ use crate::redis::Options;
 use crate::redis::backoff::Backoff;
 use crate::redis::connect::{CONNECT_TIMEOUT, ConnectError, Connected, Role, connect};
 use crate::redis::link::{Filled, Heart, Link};
+use crate::redis::loss::Loss;
 use crate::redis::presence::{BATCH_CHANNELS, Batch, Requests, Subscriber};
 use crate::redis::route::{Heard, Router};
 use crate::redis::socket::BlockingSocket;
@@ -263,8 +264,8 @@ impl<S: Send + 'static> Worker<S> {
         }
         let outcome =
             self.read().and_then(|()| self.heartbeat()).and_then(|heart| self.write().map(|()| heart));
-        let heart_at = outcome.unwrap_or_else(|reason| {
-            self.lost(&reason);
+        let heart_at = outcome.unwrap_or_else(|loss| {
+            self.lost(&loss);
             None
         });
         self.refresh(now);
@@ -349,7 +350,11 @@ impl<S: Send + 'static> Worker<S> {
         tracing::debug!("connected to Redis at {}", self.options.address);
     }
 
-    fn lost(&mut self, reason: &str) {
+    fn lost(&mut self, loss: &Loss) {
+        let behind = self.link.as_ref().map_or(0, Link::behind_bytes);
+        let patience = self.presence.headroom.read();
+        let output_limit = loss.is_output_limit(behind, &patience, self.clock.now());
+        add(&self.stats.output_limits, u64::from(output_limit));
         // Dropping the socket takes it out of the poll.
         self.link = None;
         self.unpause();
@@ -357,6 +362,7 @@ impl<S: Send + 'static> Worker<S> {
         self.refreshing = Vec::new();
         self.router.lost();
         self.stats.connected.store(false, Relaxed);
+        let reason = loss.tell(output_limit, &patience);
         let text = format!("Redis at {} is lost: {reason}", self.options.address);
         self.stats.last_error.set(&text);
         tracing::warn!("{text}; connecting again");
@@ -385,7 +391,7 @@ impl<S: Send + 'static> Worker<S> {
 
     /// Reads until nothing is there, the turn is over, or the gate is closed. An error is the reason why
     /// the connection is of no more use.
-    fn read(&mut self) -> Result<(), String> {
+    fn read(&mut self) -> Result<(), Loss> {
         self.unfinished = false;
         if self.paused.is_some() {
             if self.gate.is_closed() {
@@ -409,7 +415,7 @@ impl<S: Send + 'static> Worker<S> {
                         }
                     }
                     Ok(None) => break,
-                    Err(error) => return Err(format!("it does not speak RESP ({error})")),
+                    Err(error) => return Err(format!("it does not speak RESP ({error})").into()),
                 }
             }
             if reads >= TURN_READS || bytes >= TURN_BYTES {
@@ -424,10 +430,7 @@ impl<S: Send + 'static> Worker<S> {
                     add(&self.stats.bytes, n as u64);
                 }
                 Ok(Filled::Blocked) => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                    return Err("it closed the connection".to_owned());
-                }
-                Err(error) => return Err(error.to_string()),
+                Err(error) => return Err(Loss::io(&error)),
             }
         }
     }
@@ -456,14 +459,14 @@ impl<S: Send + 'static> Worker<S> {
     }
 
     /// Asks whether Redis is there, if it has been silent. When to look again.
-    fn heartbeat(&mut self) -> Result<Option<Instant>, String> {
+    fn heartbeat(&mut self) -> Result<Option<Instant>, Loss> {
         match &mut self.link {
             Some(link) if self.paused.is_none() && !self.unfinished => {
                 match link.heartbeat(Instant::now(), self.limits.redis_ping) {
                     Heart::Beats(at) => Ok(Some(at)),
                     Heart::Stopped => {
                         let patience = self.limits.redis_ping * 2;
-                        Err(format!("it has not answered for {:.1} s", patience.as_secs_f64()))
+                        Err(format!("it has not answered for {:.1} s", patience.as_secs_f64()).into())
                     }
                 }
             }
@@ -472,9 +475,9 @@ impl<S: Send + 'static> Worker<S> {
     }
 
     /// Writes subscriptions, one batch after the other as long as the socket takes them.
-    fn write(&mut self) -> Result<(), String> {
+    fn write(&mut self) -> Result<(), Loss> {
         let Some(link) = &mut self.link else { return Ok(()) };
-        while link.flush().map_err(|error| error.to_string())? {
+        while link.flush().map_err(|error| Loss::io(&error))? {
             let (mut subscribe, mut unsubscribe) = (Vec::new(), Vec::new());
             self.router.table.next_commands(COMMAND_CHANNELS, &mut subscribe, &mut unsubscribe);
             if subscribe.is_empty() && unsubscribe.is_empty() {

@@ -26,6 +26,8 @@ pub(super) struct Link {
     pub(super) pipeline: Pipeline,
     pub(super) client_id: Option<u64>,
     rate: Rate,
+    /// Bytes that came since the socket was last found empty.
+    behind_bytes: u64,
     output: BytesMut,
     readable: bool,
     writable: bool,
@@ -67,6 +69,7 @@ impl Link {
             pipeline: Pipeline::default(),
             client_id: connected.client_id,
             rate: Rate::default(),
+            behind_bytes: 0,
             output: BytesMut::new(),
             readable: true,
             writable: true,
@@ -93,10 +96,12 @@ impl Link {
                     self.ring.filled(n);
                     self.heard = now;
                     self.rate.count(n, now);
+                    self.behind_bytes += n as u64;
                     return Ok(Filled::Bytes(n));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.readable = false;
+                    self.behind_bytes = 0;
                     return Ok(Filled::Blocked);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -140,6 +145,11 @@ impl Link {
     /// Bytes per second that came lately.
     pub(super) fn rate(&self, now: Instant) -> u64 {
         self.rate.read(now)
+    }
+
+    /// Bytes that came since the socket was last found empty: how far behind Redis we are, at least.
+    pub(super) fn behind_bytes(&self) -> u64 {
+        self.behind_bytes
     }
 
     /// PING was answered.

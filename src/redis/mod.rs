@@ -18,6 +18,7 @@ pub mod connect;
 pub mod headroom;
 pub mod ingest;
 mod link;
+mod loss;
 mod pipeline;
 pub mod presence;
 mod route;

@@ -79,6 +79,8 @@ pub struct Requests {
     pub batches: mpsc::Sender<Batch>,
     /// The state of the subscriber connection.
     pub subscriber: watch::Sender<Subscriber>,
+    /// What is known of Redis's patience.
+    pub headroom: Arc<Headroom>,
 }
 
 /// The task's end, and what it is to work with.
@@ -99,6 +101,7 @@ pub struct Presence {
 pub fn new(options: Options, limits: &Limits, clock: Clock) -> (Requests, Presence) {
     let (batches, batches_end) = mpsc::channel(QUEUE_BATCHES);
     let (subscriber, subscriber_end) = watch::channel(Subscriber::default());
+    let headroom = Arc::<Headroom>::default();
     let presence = Presence {
         batches: batches_end,
         subscriber: subscriber_end,
@@ -106,10 +109,10 @@ pub fn new(options: Options, limits: &Limits, clock: Clock) -> (Requests, Presen
         options,
         key_seconds: (limits.presence_refresh * KEY_LIFETIMES).as_secs().max(1),
         clock,
-        headroom: Arc::default(),
+        headroom: Arc::clone(&headroom),
         stats: Arc::default(),
     };
-    (Requests { batches, subscriber }, presence)
+    (Requests { batches, subscriber, headroom }, presence)
 }
 
 /// Why a command connection ends.
@@ -156,6 +159,7 @@ impl Presence {
                 Err(end) => end,
             };
             self.stats.connected.store(false, Relaxed);
+            self.headroom.set_answers(false);
             self.headroom.set_held(Held::Unknown, self.clock.now());
             if self.stats.keys_set.load(Relaxed) != keys_before {
                 backoff.reset();
@@ -197,6 +201,7 @@ impl Presence {
         let mut connection = Connection { stream, input: BytesMut::new(), ask_by_type: false, denied: false };
         self.headroom.set_limits(connection.limits().await?);
         self.stats.connected.store(true, Relaxed);
+        self.headroom.set_answers(true);
         let mut ticks = interval(HEADROOM_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {

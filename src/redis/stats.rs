@@ -17,6 +17,8 @@ pub struct IngestStats {
     pub live: AtomicBool,
     /// Connections since the start; the number of the present one.
     pub epoch: AtomicU64,
+    /// Connections that Redis ended because it held too much for us (`client-output-buffer-limit`).
+    pub output_limits: AtomicU64,
     /// Failed attempts to connect.
     pub failed_attempts: AtomicU64,
     /// Channels that somebody holds.

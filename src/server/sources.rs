@@ -51,6 +51,7 @@ impl crate::status::Sources for Sources {
         let ignored = |reason| ingest.ignored(reason).load(Relaxed);
         let epoch = ingest.epoch.load(Relaxed);
         let lost = epoch.saturating_sub(u64::from(ingest.connected.load(Relaxed)));
+        let output_limits = ingest.output_limits.load(Relaxed);
         let too_long = ingest.too_long.load(Relaxed);
         IngestStats {
             connected: ingest.live.load(Relaxed),
@@ -69,7 +70,11 @@ impl crate::status::Sources for Sources {
             ring_unread_bytes: ingest.unread_bytes.load(Relaxed),
             ring_bytes: RING_BYTES as u64,
             connections_lost: lost,
-            gaps: Labelled(vec![("connection_lost", lost), ("message_too_long", too_long)]),
+            gaps: Labelled(vec![
+                ("connection_lost", lost.saturating_sub(output_limits)),
+                ("redis_output_limit", output_limits),
+                ("message_too_long", too_long),
+            ]),
         }
     }
 

@@ -100,6 +100,16 @@ impl Connection {
         Connection::over(socket)
     }
 
+    /// With the smallest receive buffer: what is not read soon stays with the server.
+    #[track_caller]
+    pub fn narrow(address: SocketAddr) -> Connection {
+        use socket2::{Domain, Socket, Type};
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        socket.connect_timeout(&address.into(), PATIENCE).expect("the server accepts");
+        Connection::over(socket.into())
+    }
+
     pub fn over(socket: TcpStream) -> Connection {
         socket.set_nodelay(true).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();

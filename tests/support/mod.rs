@@ -13,8 +13,10 @@
 pub mod crowd;
 pub mod http;
 pub mod machine;
+pub mod numbers;
 pub mod postgres;
 pub mod posts;
+pub mod proxy;
 pub mod redis;
 pub mod server;
 pub mod sse;

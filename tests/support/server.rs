@@ -31,6 +31,14 @@ impl Server {
         Server::spawn(env).listening()
     }
 
+    /// The same for our own binary with no more than so many file descriptors.
+    #[track_caller]
+    pub fn start_with_descriptors(count: u32, env: &Env) -> Server {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("ulimit -n {count}; exec \"$0\""), env!("CARGO_BIN_EXE_tidegate")]);
+        Server::spawn_command(&mut shell, env, Folder::new("server")).listening()
+    }
+
     /// The same for our own binary with a subcommand or options.
     #[track_caller]
     pub fn start_ours(arguments: &[&str], env: &Env) -> Server {

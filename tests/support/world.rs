@@ -41,21 +41,36 @@ impl World {
 
     /// A world whose server has these variables besides.
     pub fn with(variables: &[(&str, &str)]) -> Option<World> {
-        World::build(variables, |postgres| postgres.database())
+        World::build(&[], variables, |postgres| postgres.database(), |_, _| ())
+    }
+
+    /// A world whose Redis has these settings, with a word about the server's environment before it starts.
+    pub fn custom(
+        redis_settings: &[&str],
+        variables: &[(&str, &str)],
+        adjust: impl FnOnce(&Redis, &mut Env),
+    ) -> Option<World> {
+        World::build(redis_settings, variables, |postgres| postgres.database(), adjust)
     }
 
     /// A world with a database of its own: for tests that change settings of the whole instance.
     pub fn with_own_database(variables: &[(&str, &str)]) -> Option<World> {
-        World::build(variables, Postgres::own_database)
+        World::build(&[], variables, Postgres::own_database, |_, _| ())
     }
 
-    fn build(variables: &[(&str, &str)], database: impl FnOnce(&Postgres) -> Database) -> Option<World> {
-        let (redis, postgres) = servers()?;
+    fn build(
+        redis_settings: &[&str],
+        variables: &[(&str, &str)],
+        database: impl FnOnce(&Postgres) -> Database,
+        adjust: impl FnOnce(&Redis, &mut Env),
+    ) -> Option<World> {
+        let (redis, postgres) = servers_with(redis_settings)?;
         let db = Arc::new(database(postgres));
         let mut env = environment(&redis, &postgres.url(&db.name));
         for (name, value) in variables {
             env.insert((*name).to_owned(), (*value).to_owned());
         }
+        adjust(&redis, &mut env);
         let server = Server::start(&env);
         if peer().is_some() {
             until_peer_is_ready(&redis);
@@ -98,6 +113,21 @@ impl World {
         self.redis.publish(channel, message)
     }
 
+    /// `/status` as JSON.
+    #[track_caller]
+    pub fn status(&self) -> serde_json::Value {
+        let answer = self.server.request("GET", "/status", &[("Accept", "application/json")]);
+        serde_json::from_str(&answer.text()).expect("a status page in JSON")
+    }
+
+    /// Checks that every message owed was delivered, filtered, given up with its client, or still waits.
+    #[track_caller]
+    pub fn assert_conserved(&self) -> serde_json::Value {
+        let status = self.status();
+        assert_eq!(status["messages"]["difference"], serde_json::json!(0), "{status}");
+        status
+    }
+
     /// Waits until nothing of any client is left: no channel, no count.
     #[track_caller]
     pub fn until_empty(&self) {
@@ -125,11 +155,15 @@ fn until_peer_is_ready(redis: &Redis) {
 
 /// A Redis and the process's PostgreSQL, or a word on what is missing.
 pub fn servers() -> Option<(Redis, &'static Postgres)> {
+    servers_with(&[])
+}
+
+fn servers_with(redis_settings: &[&str]) -> Option<(Redis, &'static Postgres)> {
     let Some(postgres) = postgres::shared() else {
         left_out("needs postgresql");
         return None;
     };
-    let Some(redis) = Redis::start() else {
+    let Some(redis) = Redis::start_on(None, redis_settings) else {
         left_out("needs redis-server");
         return None;
     };
