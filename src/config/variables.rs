@@ -176,6 +176,7 @@ variables! {
         UNFINISHED_SECONDS = "30", "Seconds in which each message from a client must be whole.";
         REQUEST_HEAD_BYTES = "16KiB", "Size of a request's head.";
         REQUEST_HEAD_SECONDS = "10", "Seconds in which a request's head must be whole.";
+        KEEP_ALIVE_SECONDS = "5", "Seconds that a connection may stay without a request after its last response.";
     }
 }
 
