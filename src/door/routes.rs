@@ -38,7 +38,12 @@ pub(crate) async fn answer<S: Socket>(
     let keep_alive =
         request.body().is_end_stream() && headers::keeps_alive(request.version(), request.headers());
     let keep_alive = keep_alive.then_some(door.limits.keep_alive);
-    tracing::debug!(request = id.as_str(), method = %request.method(), path = request.uri().path(), "request");
+    tracing::debug!(
+        request = id.as_str(),
+        method = shown(request.method().as_str()),
+        path = shown(request.uri().path()),
+        "request"
+    );
     let mut response = if !headers::has_host(request.version(), request.headers()) {
         refused(door, &id, Refusal::HOST).json(&id, ALLOWED).map(PageBody::from)
     } else if request.method() == Method::OPTIONS {
@@ -61,6 +66,14 @@ pub(crate) async fn answer<S: Socket>(
     };
     headers::complete(&mut response, &id, keep_alive);
     response
+}
+
+/// What of a request line may stand in the log: words as the known paths and methods have them. A confused
+/// client may have put its token anywhere; none is without digits and mixed case.
+fn shown(text: &str) -> &str {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || matches!(byte, b'/' | b'_');
+    let is_plain = text.bytes().all(plain) || text.bytes().all(|byte| byte.is_ascii_uppercase());
+    if is_plain && text.len() <= 64 { text } else { "(not shown)" }
 }
 
 fn refused<S: Socket>(door: &Door<S>, id: &RequestId, refusal: Refusal) -> Refusal {
