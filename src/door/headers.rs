@@ -105,11 +105,15 @@ fn forwarded_address(entry: &str) -> Option<IpAddr> {
     Some(address.to_canonical())
 }
 
-/// Whether a proxy says that it passes somebody else's request on.
+/// Headers that proxies add, besides all that begin with `x-forwarded-`.
+const FORWARDED: [&str; 6] =
+    ["cf-connecting-ip", "forwarded", "true-client-ip", "via", "x-client-ip", "x-real-ip"];
+
+/// Whether a proxy says that it passes somebody else's request on: the request does not count as a direct one.
 pub(crate) fn is_forwarded(headers: &HeaderMap) -> bool {
     headers.keys().any(|name| {
         let name = name.as_str();
-        name.starts_with("x-forwarded-") || matches!(name, "forwarded" | "x-real-ip" | "via")
+        name.starts_with("x-forwarded-") || FORWARDED.contains(&name)
     })
 }
 

@@ -164,7 +164,7 @@ pub struct PageRequest<'a> {
     pub accept: Option<&'a str>,
     /// Who is at the other end of the connection.
     pub peer: Peer,
-    /// Whether the request has headers of a proxy (`X-Forwarded-*`, `Forwarded`, `X-Real-IP`, `Via`).
+    /// Whether the request has headers of a proxy (`X-Forwarded-*`, `Forwarded`, `X-Real-IP`, `Via` and their like).
     pub forwarded: bool,
 }
 

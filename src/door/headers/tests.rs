@@ -117,3 +117,14 @@ fn only_trusted_proxies_say_whose_a_request_is() {
     assert_eq!(of(Peer::Unix, &["198.51.100.1"]), is("198.51.100.1"));
     assert_eq!(of(Peer::Unix, &[]), None);
 }
+
+#[test]
+fn what_a_proxy_passes_on_is_not_direct() {
+    for name in
+        ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-anything", "forwarded", "via", "x-real-ip"]
+    {
+        assert!(is_forwarded(&headers(&[("host", "x"), (name, "")])), "{name}");
+    }
+    assert!(is_forwarded(&headers(&[("cf-connecting-ip", "198.51.100.1")])));
+    assert!(!is_forwarded(&headers(&[("host", "x"), ("accept", "via"), ("x-forward", "x")])));
+}
