@@ -148,8 +148,13 @@ fn pages(server: &Server) -> String {
 }
 
 fn exercise(format: &str) {
-    let settings =
-        [("RUST_LOG", "trace"), ("LOG_FORMAT", format), ("STATUS_PUBLIC", "true"), ("SUBSCRIBE_BURST", "30"), ("DOOR_TIMEOUT", "2")];
+    let settings = [
+        ("RUST_LOG", "trace"),
+        ("LOG_FORMAT", format),
+        ("STATUS_PUBLIC", "true"),
+        ("SUBSCRIBE_BURST", "30"),
+        ("DOOR_TIMEOUT", "2"),
+    ];
     let Some(world) = World::with_own_database(&settings) else { return };
     let server = &world.server;
     let mut secrets = Secrets::new();
