@@ -47,6 +47,10 @@ pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 /// lets the response arrive, where a reset would destroy it.
 pub const LINGER_BYTES_MAX: usize = 256 * 1024;
 
+/// How much longer than it was told an idle connection at the door stays open: a request that a client sends
+/// in the last moment still finds it so.
+pub const KEEP_ALIVE_GRACE: Duration = Duration::from_secs(1);
+
 /// Bounds and intervals that can be set.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
@@ -110,8 +114,12 @@ pub struct Limits {
     pub door_connections_max: usize,
     /// `REQUEST_HEAD_BYTES`, 16 KiB: a request's head (431).
     pub request_head_bytes_max: usize,
-    /// `REQUEST_HEAD_SECONDS`, 10 s: the time in which a request's head must be whole.
+    /// `REQUEST_HEAD_SECONDS`, 10 s: the time in which a request's head must be whole, from the connection's
+    /// beginning or the head's first byte.
     pub request_head_timeout: Duration,
+    /// `KEEP_ALIVE_SECONDS`, 5 s: how long clients are told that a connection may stay without a request after
+    /// its last response; it is closed [`KEEP_ALIVE_GRACE`] later.
+    pub keep_alive: Duration,
     /// `STREAMING_THREADS`, number of cores, at most 4: reactor threads.
     pub reactors: usize,
 }
@@ -147,6 +155,7 @@ impl Default for Limits {
             door_connections_max: 4096,
             request_head_bytes_max: 16 << 10,
             request_head_timeout: Duration::from_secs(10),
+            keep_alive: Duration::from_secs(5),
             reactors: std::thread::available_parallelism().map_or(1, |cores| cores.get().min(4)),
         }
     }

@@ -94,8 +94,10 @@ fn every_stream_by_sse() {
         }
         drop(sse);
         world.until_empty();
-        // Keys stay until they expire: Rails counts on that.
-        assert!(world.redis.ttl(&format!("subscribed:{}", stream.channels[0])) > 1000);
+        // Keys stay until they expire: Rails counts on that. Those of hashtags nobody reads.
+        if !stream.name.starts_with("hashtag") {
+            assert!(world.redis.ttl(&format!("subscribed:{}", stream.channels[0])) > 1000);
+        }
         world.redis.command(&["FLUSHALL"]);
     }
 }

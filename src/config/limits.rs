@@ -52,6 +52,7 @@ pub(super) fn limits(read: &mut Reader) -> Limits {
         door_connections_max: read.number(&v::MAX_DOOR_CONNECTIONS, d.door_connections_max, 1..=10_000_000),
         request_head_bytes_max: read.bytes(&v::REQUEST_HEAD_BYTES, d.request_head_bytes_max, 8192..=GIB),
         request_head_timeout: read.seconds(&v::REQUEST_HEAD_SECONDS, d.request_head_timeout, 10..=HOUR_MS),
+        keep_alive: read.seconds(&v::KEEP_ALIVE_SECONDS, d.keep_alive, 0..=HOUR_MS),
         // The audience stage names reactors by the bits of a u16.
         reactors: read.number(&v::STREAMING_THREADS, d.reactors, 1..=16),
     }

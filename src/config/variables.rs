@@ -165,7 +165,7 @@ variables! {
     }
     Limits {
         MAX_CONNECTIONS = "0", "Clients in all; 0: as many as open files are allowed.";
-        MAX_CONNECTIONS_PER_ADDRESS = "0", "Clients of one address, as trusted proxies report it; 0: no limit.";
+        MAX_CONNECTIONS_PER_ADDRESS = "0", "Clients of one IPv4 address or IPv6 /64 network, as trusted proxies report it; 0: no limit.";
         MAX_DOOR_CONNECTIONS = "4096", "Connections that have not yet become a stream.";
         MAX_SUBSCRIPTIONS = "200", "Streams on one WebSocket.";
         SUBSCRIBE_RATE = "20", "Subscribe and unsubscribe messages per second and connection …";
@@ -176,6 +176,7 @@ variables! {
         UNFINISHED_SECONDS = "30", "Seconds in which each message from a client must be whole.";
         REQUEST_HEAD_BYTES = "16KiB", "Size of a request's head.";
         REQUEST_HEAD_SECONDS = "10", "Seconds in which a request's head must be whole.";
+        KEEP_ALIVE_SECONDS = "5", "Seconds that a connection may stay without a request after its last response.";
     }
 }
 

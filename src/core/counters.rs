@@ -16,6 +16,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::core::event::{Transport, Withheld};
+use crate::core::session::RequestError;
 use crate::core::stream::StreamKind;
 
 /// Adds to a counter that only the calling thread writes. Two writers would lose increments.
@@ -348,6 +349,10 @@ pub struct ReactorCounters {
     pub pending: AtomicU64,
     /// Connections that ended, by reason.
     pub closes: [AtomicU64; CloseReason::ALL.len()],
+    /// Subscribe messages refused by this reactor, by reason.
+    pub subscribe_refused: [AtomicU64; RequestError::ALL.len()],
+    /// Bytes of unfinished messages from clients (gauge).
+    pub unfinished_bytes: AtomicU64,
     /// Calls of `write` and `writev`.
     pub writes: AtomicU64,
     /// Bytes that the kernel took.

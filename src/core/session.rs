@@ -58,6 +58,7 @@ pub enum Given {
 /// Why a request does not name a stream. [`text`](Self::text) and [`status`](Self::status) are what the
 /// client is told.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
 #[allow(missing_docs)]
 pub enum RequestError {
     UnknownStream,
@@ -78,6 +79,34 @@ pub enum RequestError {
 }
 
 impl RequestError {
+    /// All of them, by their number.
+    pub const ALL: [RequestError; 9] = [
+        RequestError::UnknownStream,
+        RequestError::MissingTag,
+        RequestError::MissingList,
+        RequestError::ForeignList,
+        RequestError::BadTag,
+        RequestError::BadList,
+        RequestError::Scope,
+        RequestError::NoAccount,
+        RequestError::TooMany,
+    ];
+
+    /// Its name in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            RequestError::UnknownStream => "unknown_stream",
+            RequestError::MissingTag => "missing_tag",
+            RequestError::MissingList => "missing_list",
+            RequestError::ForeignList => "foreign_list",
+            RequestError::BadTag => "bad_tag",
+            RequestError::BadList => "bad_list",
+            RequestError::Scope => "scope",
+            RequestError::NoAccount => "no_account",
+            RequestError::TooMany => "too_many",
+        }
+    }
+
     /// The text in `{"error": …}`.
     pub fn text(self) -> &'static str {
         match self {

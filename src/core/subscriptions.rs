@@ -15,7 +15,8 @@
 //! exactly while a ticket waits for its channel; a channel with a client on it is never unsubscribed.
 //!
 //! Bounds: the table by the channels referenced or in flight, the lists of commands by the table; the list
-//! of presence keys to set is cleaned whenever it outgrows the channels that want one. A kill looks at every
+//! of presence keys to set is cleaned whenever it outgrows the channels that want one, that of keys nobody needs
+//! any more has a bound of its own. A kill looks at every
 //! open ticket, of which the door allows a bounded number.
 //!
 //! Tested by properties against a naive model of a Redis that executes commands in order.
@@ -52,6 +53,8 @@ pub struct Subscriptions<R> {
     /// Channels that want their presence key. Those without the flag `ASKED` are stale.
     unset: VecDeque<Channel>,
     unset_clean_at: usize,
+    /// Channels whose presence key may be set though nobody holds them any more.
+    stale: VecDeque<Channel>,
     resuming: usize,
     regained: bool,
     finished: Vec<(R, Result<(), HoldError>)>,
@@ -96,6 +99,9 @@ const ALONE: u8 = 64;
 const IN_FLIGHT_MAX: u8 = u8::MAX;
 const UNSET_CLEAN_MIN: usize = 1024;
 
+/// Keys beyond this end by themselves.
+const STALE_MAX: usize = 1 << 16;
+
 #[derive(Debug)]
 struct Open<R> {
     /// Empty once killed: its references are given back then.
@@ -132,6 +138,7 @@ impl<R> Default for Subscriptions<R> {
             unsent: VecDeque::new(),
             unset: VecDeque::new(),
             unset_clean_at: UNSET_CLEAN_MIN,
+            stale: VecDeque::new(),
             resuming: 0,
             regained: false,
             finished: Vec::new(),
@@ -203,8 +210,12 @@ impl<R> Subscriptions<R> {
         state.refs = state.refs.saturating_sub(1);
         if state.refs == 0 {
             state.reactors = 0;
+            let untouched = state.has(ASKED);
             state.flags &= !(PRESENT | ASKED | REFUSED | ALONE);
             self.referenced -= 1;
+            if matches!(channel, Channel::Hashtag { .. }) && !untouched && self.stale.len() < STALE_MAX {
+                self.stale.push_back(channel.clone());
+            }
             self.settle(channel);
             self.reconcile(channel);
         }
@@ -364,6 +375,8 @@ impl<R> Subscriptions<R> {
         self.unsent.clear();
         self.unset.clear();
         self.unset_clean_at = UNSET_CLEAN_MIN;
+        // These keys end by themselves.
+        self.stale.clear();
         self.resuming = 0;
         self.regained = false;
         self.tidy();
@@ -518,6 +531,19 @@ impl<R> Subscriptions<R> {
         }
     }
 
+    /// Takes at most `max` hashtags that nobody holds any more and whose presence keys may be set. Names of
+    /// hashtags are a client's to invent, so their keys would pile up in Redis; those of other channels are
+    /// as many as accounts and lists, and last until they end by themselves. To be asked for before
+    /// [`next_presence`](Self::next_presence), and done in that order: a hashtag may be wanted again by then.
+    pub fn next_stale(&mut self, max: usize, into: &mut Vec<Channel>) {
+        while into.len() < max {
+            let Some(channel) = self.stale.pop_front() else { return };
+            if self.table.get(&channel).is_none_or(|state| state.refs == 0) {
+                into.push(channel);
+            }
+        }
+    }
+
     /// Lists the channels of one of `shards` parts of the table whose presence keys are to be set again.
     pub fn refresh(&self, shard: u64, shards: u64, into: &mut Vec<Channel>) {
         let hasher = self.table.hasher();
@@ -577,6 +603,9 @@ impl<R> Subscriptions<R> {
         }
         if sparse(self.unset.len(), self.unset.capacity()) {
             self.unset.shrink_to(self.unset.len() * 2);
+        }
+        if sparse(self.stale.len(), self.stale.capacity()) {
+            self.stale.shrink_to(self.stale.len() * 2);
         }
         if sparse(self.finished.len(), self.finished.capacity()) {
             self.finished.shrink_to(self.finished.len() * 2);

@@ -13,7 +13,7 @@ use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -21,7 +21,7 @@ use std::time::Duration;
 use hyper::Response;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Sleep;
@@ -29,14 +29,18 @@ use tokio::time::Sleep;
 use super::handover::Handover;
 use super::headers::Peer;
 use super::listen::{Place, WaitingRoom};
-use super::{Door, PageBody, Socket, routes};
-use crate::limits::{LINGER_BYTES_MAX, Limits};
+use super::{Door, PageBody, Reason, Socket, routes};
+use crate::limits::{KEEP_ALIVE_GRACE, LINGER_BYTES_MAX, Limits};
 
 /// What the service's future and the connection's task share.
 pub(crate) struct Visit<S> {
     pub(crate) peer: Peer,
     /// A request is being answered.
     busy: AtomicBool,
+    /// Requests so far.
+    requests: AtomicU64,
+    /// A page is being sent that has no end of its own.
+    live: AtomicBool,
     handover: Mutex<Option<Box<Handover<S>>>>,
 }
 
@@ -44,7 +48,22 @@ impl<S> Visit<S> {
     /// A request begins; it is over when the guard is dropped.
     pub(crate) fn begin(&self) -> Busy<'_> {
         self.busy.store(true, Ordering::Relaxed);
+        self.requests.fetch_add(1, Ordering::Relaxed);
         Busy(&self.busy)
+    }
+
+    /// Notes for how long a page without an end is being sent: its connection is not idle.
+    pub(crate) fn watch(self: &Arc<Self>, body: PageBody) -> PageBody
+    where
+        S: Send + 'static,
+    {
+        let PageBody::Live(mut next) = body else { return body };
+        self.live.store(true, Ordering::Relaxed);
+        let ended = Ended(Arc::clone(self));
+        PageBody::Live(Box::new(move |context| {
+            let Ended(_) = &ended;
+            next(context)
+        }))
     }
 
     /// Leaves a client to be sent on. The request's future must stay pending from now on.
@@ -69,6 +88,63 @@ impl Drop for Busy<'_> {
     }
 }
 
+struct Ended<S>(Arc<Visit<S>>);
+
+impl<S> Drop for Ended<S> {
+    fn drop(&mut self) {
+        self.0.live.store(false, Ordering::Relaxed);
+    }
+}
+
+/// What a connection without a request under way is waited for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Awaited {
+    /// The rest of a request's head, or the first one.
+    Head,
+    /// Another request.
+    Another,
+}
+
+/// Bounds the time between requests: each wait has its own, which begins when it does.
+struct Patience {
+    /// Requests and reads at the last look.
+    requests: u64,
+    reads: u64,
+    wait: Option<(Awaited, Pin<Box<Sleep>>)>,
+}
+
+impl Patience {
+    fn new() -> Patience {
+        Patience { requests: 0, reads: 0, wait: None }
+    }
+
+    /// Something else is going on.
+    fn stop(&mut self) {
+        self.wait = None;
+    }
+
+    /// Ready when what is awaited has not come in time. To be called after each look at the connection.
+    fn poll(&mut self, requests: u64, reads: u64, limits: &Limits, cx: &mut Context<'_>) -> Poll<Awaited> {
+        if requests != self.requests {
+            // What was read belongs to the requests; a head that began behind them gets the shorter time.
+            (self.requests, self.reads) = (requests, reads);
+            self.wait = None;
+        }
+        let awaited = if requests == 0 || reads != self.reads { Awaited::Head } else { Awaited::Another };
+        if self.wait.as_ref().is_none_or(|wait| wait.0 != awaited) {
+            let time = match awaited {
+                Awaited::Head => limits.request_head_timeout,
+                Awaited::Another => limits.keep_alive + KEEP_ALIVE_GRACE,
+            };
+            self.wait = Some((awaited, Box::pin(tokio::time::sleep(time))));
+        }
+        match &mut self.wait {
+            Some((awaited, sleep)) => sleep.as_mut().poll(cx).map(|()| *awaited),
+            None => Poll::Pending,
+        }
+    }
+}
+
 /// How a connection's time at the door ends.
 enum End<S> {
     /// hyper is done with it.
@@ -81,6 +157,8 @@ enum End<S> {
     Evicted,
     /// It does not read its response.
     Stalled,
+    /// What it was waited for did not come in time.
+    Late(Awaited),
 }
 
 /// Drives a connection until it ends or goes to a reactor.
@@ -91,8 +169,14 @@ pub(crate) async fn serve<S: Socket>(
     waiting_room: Arc<WaitingRoom>,
     entered: Place,
 ) {
-    let pipe = Arc::new(Pipe { stream, blocked: AtomicBool::new(false) });
-    let visit = Arc::new(Visit { peer, busy: AtomicBool::new(false), handover: Mutex::new(None) });
+    let pipe = Arc::new(Pipe { stream, blocked: AtomicBool::new(false), reads: AtomicU64::new(0) });
+    let visit = Arc::new(Visit {
+        peer,
+        busy: AtomicBool::new(false),
+        requests: AtomicU64::new(0),
+        live: AtomicBool::new(false),
+        handover: Mutex::new(None),
+    });
     let service = service_fn(|request| {
         let (door, visit) = (Arc::clone(&door), Arc::clone(&visit));
         Box::pin(async move { Ok::<_, Infallible>(routes::answer(&door, &visit, request).await) })
@@ -105,6 +189,7 @@ pub(crate) async fn serve<S: Socket>(
         let mut left = pin!(pipe.stream.left());
         let mut place = Some(entered);
         let mut stall: Option<Pin<Box<Sleep>>> = None;
+        let mut patience = Patience::new();
         poll_fn(|cx| {
             if let Poll::Ready(result) = http.poll_without_shutdown(cx) {
                 return Poll::Ready(End::Closed(result));
@@ -124,8 +209,18 @@ pub(crate) async fn serve<S: Socket>(
             }
             if visit.is_busy() {
                 place = None;
+                patience.stop();
                 left.as_mut().poll(cx).map(|()| End::Left)
             } else {
+                if blocked || visit.live.load(Ordering::Relaxed) {
+                    patience.stop();
+                } else {
+                    let requests = visit.requests.load(Ordering::Relaxed);
+                    let reads = pipe.reads.load(Ordering::Relaxed);
+                    if let Poll::Ready(awaited) = patience.poll(requests, reads, &door.limits, cx) {
+                        return Poll::Ready(End::Late(awaited));
+                    }
+                }
                 place.get_or_insert_with(|| waiting_room.enter(&evict));
                 evicted.as_mut().poll(cx).map(|()| End::Evicted)
             }
@@ -148,23 +243,30 @@ pub(crate) async fn serve<S: Socket>(
         }
         End::Closed(Err(error)) => {
             tracing::debug!(%error, ?peer, "connection ended");
-            let began = !http.into_parts().read_buf.is_empty();
-            if error.is_timeout() {
-                door.counters.head_timeouts.fetch_add(1, Ordering::Relaxed);
-                if began {
-                    let _ = pipe.stream.try_write(REQUEST_TIMEOUT);
-                }
-            }
-            if error.is_timeout() || error.is_parse() {
+            drop(http);
+            if error.is_parse() {
+                let too_large = error.is_parse_too_large();
+                door.counters.count(if too_large { Reason::HeadSize } else { Reason::Malformed });
                 pipe.stream.finish(door.limits.close_flush).await;
             }
+        }
+        End::Late(awaited) => {
+            tracing::debug!(?peer, "no request came in time");
+            let began = !http.into_parts().read_buf.is_empty();
+            if began {
+                let _ = pipe.stream.try_write(REQUEST_TIMEOUT);
+            }
+            if began || awaited == Awaited::Head {
+                door.counters.count(Reason::HeadTime);
+            }
+            pipe.stream.finish(door.limits.close_flush).await;
         }
         End::Left => {
             door.counters.left.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(?peer, "left before its stream began");
         }
         End::Evicted => {
-            door.counters.evicted.fetch_add(1, Ordering::Relaxed);
+            door.counters.count(Reason::Evicted);
             tracing::debug!(?peer, "closed unidentified, to make room");
             pipe.stream.reset();
         }
@@ -187,8 +289,8 @@ fn http(limits: &Limits) -> http1::Builder {
     let mut http = http1::Builder::new();
     http.half_close(WATCHES_ITSELF)
         .title_case_headers(true)
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.request_head_timeout)
+        // Its own clock runs while a connection is idle, too.
+        .header_read_timeout(None)
         .max_header_size(limits.request_head_bytes_max)
         .max_buf_size(limits.request_head_bytes_max.max(BUFFER_MIN));
     http
@@ -280,6 +382,8 @@ struct Pipe {
     /// hyper has bytes that the socket did not take. hyper flushes after every write, and passes the flush on
     /// only with nothing left.
     blocked: AtomicBool,
+    /// Reads that gave bytes.
+    reads: AtomicU64,
 }
 
 /// hyper's hold on a [`Pipe`].
@@ -309,6 +413,9 @@ impl AsyncRead for Io {
             ready!(on_either!(&self.0.stream, stream => stream.poll_read_ready(cx)))?;
             match on_either!(&self.0.stream, stream => stream.try_read(buf.initialize_unfilled())) {
                 Ok(read) => {
+                    if read > 0 {
+                        self.0.reads.fetch_add(1, Ordering::Relaxed);
+                    }
                     buf.advance(read);
                     return Poll::Ready(Ok(()));
                 }

@@ -7,7 +7,7 @@
 use bytes::Bytes;
 use hyper::header::{
     ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue,
-    RETRY_AFTER, SEC_WEBSOCKET_VERSION,
+    RETRY_AFTER, SEC_WEBSOCKET_VERSION, UPGRADE,
 };
 use hyper::{Response, StatusCode};
 
@@ -65,6 +65,14 @@ reasons! {
     Full => "full",
     /// As many clients as one address may have.
     Address => "address",
+    /// What came is not HTTP, or breaks its rules.
+    Malformed => "malformed",
+    /// A request's head over `REQUEST_HEAD_BYTES` or with too many headers.
+    HeadSize => "head_size",
+    /// A request's head that was not whole in `REQUEST_HEAD_SECONDS`.
+    HeadTime => "head_time",
+    /// Without a request, closed to make room at the door (`MAX_DOOR_CONNECTIONS`).
+    Evicted => "evicted",
 }
 
 impl Refusal {
@@ -92,6 +100,7 @@ impl Refusal {
     pub(crate) const METHOD: Refusal = refusal(405, "Method not allowed", Reason::Request);
     pub(crate) const BODY: Refusal =
         refusal(400, "A request for a stream must not have a body", Reason::Request);
+    pub(crate) const HOST: Refusal = refusal(400, "A request must have one Host header", Reason::Malformed);
     pub(crate) const NO_KEY: Refusal =
         refusal(400, "Missing or invalid Sec-WebSocket-Key header", Reason::Request);
     pub(crate) const BAD_PROTOCOL: Refusal =
@@ -105,9 +114,6 @@ impl Refusal {
         let headers = response.headers_mut();
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if self == Refusal::BODY {
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
-        }
         response
     }
 
@@ -116,6 +122,11 @@ impl Refusal {
         let mut response = self.response(String::new(), id, "GET");
         let headers = response.headers_mut();
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        if self.status == 426 {
+            // It has to name what to upgrade to (RFC 9110, 15.5.22 and 7.8).
+            headers.insert(CONNECTION, HeaderValue::from_static("close, Upgrade"));
+            headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+        }
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
         headers.insert(X_ERROR_MESSAGE, HeaderValue::from_static(self.text));
         response

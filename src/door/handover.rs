@@ -149,7 +149,7 @@ impl Seats {
     }
 }
 
-/// Clients by address. An address's clients share an `Arc` that they keep for life; its holders are the count.
+/// Clients by address (of IPv6, by network). An address's clients share an `Arc` that they keep for life; its holders are the count.
 pub(crate) struct Addresses {
     max: usize,
     known: Mutex<Known>,
@@ -171,7 +171,7 @@ impl Addresses {
         if self.max == 0 {
             return Ok(None);
         }
-        let Some(address) = address() else { return Ok(None) };
+        let Some(address) = address().map(subscriber) else { return Ok(None) };
         let mut known = self.lock();
         if known.holders.len() >= known.sweep_at {
             known.holders.retain(|_, holder| Arc::strong_count(holder) > 1);
@@ -188,6 +188,14 @@ impl Addresses {
 
     fn lock(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What counts as one address: of IPv6 the first 64 bits, since the rest is its owner's to choose.
+fn subscriber(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6((u128::from(address) & (u128::MAX << 64)).into()),
+        v4 => v4,
     }
 }
 

@@ -5,7 +5,7 @@
 //! `HeaderValue` before, so it holds no line end.
 
 use std::net::IpAddr;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::SameOrigin;
 use base64::Engine;
@@ -13,7 +13,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use hyper::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-    ACCESS_CONTROL_REQUEST_HEADERS, CONNECTION, HeaderMap, HeaderName, HeaderValue, SEC_WEBSOCKET_KEY,
+    ACCESS_CONTROL_REQUEST_HEADERS, CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, SEC_WEBSOCKET_KEY,
     SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE, VARY,
 };
 use hyper::{Method, Response, StatusCode, Version};
@@ -105,12 +105,26 @@ fn forwarded_address(entry: &str) -> Option<IpAddr> {
     Some(address.to_canonical())
 }
 
-/// Whether a proxy says that it passes somebody else's request on.
+/// Headers that proxies add, besides all that begin with `x-forwarded-`.
+const FORWARDED: [&str; 6] =
+    ["cf-connecting-ip", "forwarded", "true-client-ip", "via", "x-client-ip", "x-real-ip"];
+
+/// Whether a proxy says that it passes somebody else's request on: the request does not count as a direct one.
 pub(crate) fn is_forwarded(headers: &HeaderMap) -> bool {
     headers.keys().any(|name| {
         let name = name.as_str();
-        name.starts_with("x-forwarded-") || matches!(name, "forwarded" | "x-real-ip" | "via")
+        name.starts_with("x-forwarded-") || FORWARDED.contains(&name)
     })
+}
+
+/// Whether a request names its host exactly once, as HTTP/1.1 demands (RFC 9112, 3.2).
+pub(crate) fn has_host(version: Version, headers: &HeaderMap) -> bool {
+    let mut hosts = headers.get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (_, Some(_)) => false,
+        (Some(_), None) => true,
+        (None, None) => version != Version::HTTP_11,
+    }
 }
 
 /// Whether the connection stays open after this request's response.
@@ -131,9 +145,11 @@ pub(crate) fn preflight(request: &HeaderMap) -> Response<Bytes> {
     response
 }
 
-/// Whether this asks for a WebSocket. Any other upgrade (curl's h2c) is ignored, as HTTP allows.
-pub(crate) fn is_websocket(headers: &HeaderMap) -> bool {
-    has_token(headers, &CONNECTION, "upgrade")
+/// Whether this asks for a WebSocket. Any other upgrade (curl's h2c) is ignored, as HTTP allows, and one in
+/// HTTP/1.0, as it demands (RFC 9110, 7.8).
+pub(crate) fn is_websocket(version: Version, headers: &HeaderMap) -> bool {
+    version == Version::HTTP_11
+        && has_token(headers, &CONNECTION, "upgrade")
         && headers.get(UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }
 
@@ -205,7 +221,7 @@ fn accept(key: &[u8]) -> String {
 
 /// The head of an event stream's response and the greeting `:)`, for a client of that HTTP version. An
 /// HTTP/1.0 client gets no chunks: the end is the end of the connection.
-pub(crate) fn event_stream(id: &RequestId, version: Version, keep_alive: bool) -> Bytes {
+pub(crate) fn event_stream(id: &RequestId, version: Version, keep_alive: Option<Duration>) -> Bytes {
     let mut head = Vec::with_capacity(384);
     head.extend_from_slice(b"HTTP/1.1 200 OK\r\n");
     write_header(&mut head, "X-Request-Id", id.0.as_bytes());
@@ -213,9 +229,9 @@ pub(crate) fn event_stream(id: &RequestId, version: Version, keep_alive: bool) -
     write_header(&mut head, "Content-Type", b"text/event-stream");
     write_header(&mut head, "Cache-Control", b"private, no-store");
     write_header(&mut head, "Date", httpdate::fmt_http_date(SystemTime::now()).as_bytes());
-    if keep_alive {
+    if let Some(time) = keep_alive {
         write_header(&mut head, "Connection", b"keep-alive");
-        write_header(&mut head, "Keep-Alive", b"timeout=5");
+        write_header(&mut head, "Keep-Alive", timeout(time).as_bytes());
     } else {
         write_header(&mut head, "Connection", b"close");
     }
@@ -295,17 +311,31 @@ fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// Adds what every plain response carries.
-pub(crate) fn complete<B>(response: &mut Response<B>, id: &RequestId, keep_alive: bool) {
+/// What clients are told about an idle connection, in whole seconds.
+fn timeout(keep_alive: Duration) -> String {
+    format!("timeout={}", keep_alive.as_secs())
+}
+
+/// Adds what every plain response carries. `keep_alive` is how long the connection may stay idle after it;
+/// none where it is closed.
+pub(crate) fn complete<B>(response: &mut Response<B>, id: &RequestId, keep_alive: Option<Duration>) {
     let same_origin = response.extensions().get::<SameOrigin>().is_some();
     let headers = response.headers_mut();
     headers.insert(X_REQUEST_ID, id.value());
     if !same_origin {
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
     }
-    if keep_alive && !headers.contains_key(CONNECTION) {
-        headers.insert(CONNECTION, HeaderValue::from_static("keep-alive"));
-        headers.insert(KEEP_ALIVE, HeaderValue::from_static("timeout=5"));
+    match keep_alive {
+        Some(time) if !headers.contains_key(CONNECTION) => {
+            headers.insert(CONNECTION, HeaderValue::from_static("keep-alive"));
+            if let Ok(value) = HeaderValue::from_str(&timeout(time)) {
+                headers.insert(KEEP_ALIVE, value);
+            }
+        }
+        Some(_) => {}
+        None => {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
     }
 }
 

@@ -166,7 +166,7 @@ pub struct PageRequest<'a> {
     pub accept: Option<&'a str>,
     /// Who is at the other end of the connection.
     pub peer: Peer,
-    /// Whether the request has headers of a proxy (`X-Forwarded-*`, `Forwarded`, `X-Real-IP`, `Via`).
+    /// Whether the request has headers of a proxy (`X-Forwarded-*`, `Forwarded`, `X-Real-IP`, `Via` and their like).
     pub forwarded: bool,
 }
 
@@ -224,10 +224,6 @@ pub struct Counters {
     pub requests: AtomicU64,
     /// Connections that are at the door now: not yet identified, idle, or waiting for their stream.
     pub at_door: AtomicUsize,
-    /// Connections closed unidentified, to make room for newer ones.
-    pub evicted: AtomicU64,
-    /// Requests whose head was not whole in time.
-    pub head_timeouts: AtomicU64,
     /// Clients that left while their stream's request was waiting.
     pub left: AtomicU64,
     refused: Vec<AtomicU64>,

@@ -4,6 +4,8 @@
 //! they do in Mastodon's server, whatever their case and with or without a slash at the end. A WebSocket is
 //! opened on any path.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
 use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue};
@@ -25,17 +27,28 @@ const NO_STORE: HeaderValue = HeaderValue::from_static("private, no-store");
 /// `visit` then.
 pub(crate) async fn answer<S: Socket>(
     door: &Door<S>,
-    visit: &Visit<S>,
+    visit: &Arc<Visit<S>>,
     request: Request<Incoming>,
 ) -> Response<PageBody> {
     let _busy = visit.begin();
     door.counters.requests.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let id = RequestId::new();
-    let keep_alive = headers::keeps_alive(request.version(), request.headers());
-    tracing::debug!(request = id.as_str(), method = %request.method(), path = request.uri().path(), "request");
-    let mut response = if request.method() == Method::OPTIONS {
+    // A body is never read, so what follows it cannot be told from it: the connection ends. That also holds
+    // off whatever a proxy took for a body and this server would not, or the other way round.
+    let keep_alive =
+        request.body().is_end_stream() && headers::keeps_alive(request.version(), request.headers());
+    let keep_alive = keep_alive.then_some(door.limits.keep_alive);
+    tracing::debug!(
+        request = id.as_str(),
+        method = shown(request.method().as_str()),
+        path = shown(request.uri().path()),
+        "request"
+    );
+    let mut response = if !headers::has_host(request.version(), request.headers()) {
+        refused(door, &id, Refusal::HOST).json(&id, ALLOWED).map(PageBody::from)
+    } else if request.method() == Method::OPTIONS {
         headers::preflight(request.headers()).map(PageBody::from)
-    } else if headers::is_websocket(request.headers()) {
+    } else if headers::is_websocket(request.version(), request.headers()) {
         // The client expects a WebSocket's answer, not a web page's: without CORS headers and body.
         let refusal = refused(door, &id, open_websocket(door, visit, &id, &request).await);
         return refusal.upgrade(&id).map(PageBody::from);
@@ -47,12 +60,20 @@ pub(crate) async fn answer<S: Socket>(
         .map(PageBody::from)
     } else {
         match page(door, visit, &request).await {
-            Some(page) => page,
+            Some(page) => page.map(|body| visit.watch(body)),
             None => refused(door, &id, Refusal::UNKNOWN_CHANNEL).json(&id, ALLOWED).map(PageBody::from),
         }
     };
     headers::complete(&mut response, &id, keep_alive);
     response
+}
+
+/// What of a request line may stand in the log: words as the known paths and methods have them. A confused
+/// client may have put its token anywhere; none is without digits and mixed case.
+fn shown(text: &str) -> &str {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || matches!(byte, b'/' | b'_');
+    let is_plain = text.bytes().all(plain) || text.bytes().all(|byte| byte.is_ascii_uppercase());
+    if is_plain && text.len() <= 64 { text } else { "(not shown)" }
 }
 
 fn refused<S: Socket>(door: &Door<S>, id: &RequestId, refusal: Refusal) -> Refusal {
@@ -112,7 +133,8 @@ async fn stream<S: Socket>(
         }
         let version = request.version();
         let transport = if version == Version::HTTP_11 { Transport::SseChunked } else { Transport::SsePlain };
-        let head = headers::event_stream(id, version, headers::keeps_alive(version, request.headers()));
+        let keep_alive = headers::keeps_alive(version, request.headers()).then_some(door.limits.keep_alive);
+        let head = headers::event_stream(id, version, keep_alive);
         door.hand_over(&asked, admitted, Some(stream), transport, head).await.map(Some)
     });
     match opened.await? {

@@ -298,8 +298,9 @@ impl Response {
         assert_eq!(self.status, format!("HTTP/1.1 {status}"), "{self:?}");
         assert!(self.header("X-Request-Id").is_some());
         assert_eq!(self.body, "");
+        let connection = if status.starts_with("426") { "close, Upgrade" } else { "close" };
         self.has(&[
-            ("Connection", "close"),
+            ("Connection", connection),
             ("Content-Type", "text/plain"),
             ("Content-Length", "0"),
             ("X-Error-Message", text),

@@ -508,7 +508,11 @@ impl<S: Send + 'static> Worker<S> {
     fn ask_presence(&mut self) {
         while self.link.is_some() && self.presence.batches.capacity() > 0 {
             let mut channels = Vec::new();
-            self.router.table.next_presence(BATCH_CHANNELS, &mut channels);
+            self.router.table.next_stale(BATCH_CHANNELS, &mut channels);
+            let stale = !channels.is_empty();
+            if !stale {
+                self.router.table.next_presence(BATCH_CHANNELS, &mut channels);
+            }
             if channels.is_empty() {
                 let rest = self.refreshing.len().saturating_sub(BATCH_CHANNELS);
                 channels = self.refreshing.split_off(rest);
@@ -517,7 +521,7 @@ impl<S: Send + 'static> Worker<S> {
                 self.refreshing = Vec::new();
                 return;
             }
-            if self.presence.batches.try_send(Batch { epoch: self.router.epoch, channels }).is_err() {
+            if self.presence.batches.try_send(Batch { epoch: self.router.epoch, stale, channels }).is_err() {
                 return;
             }
         }

@@ -43,6 +43,9 @@ pub const BATCH_CHANNELS: usize = 1000;
 /// A presence key lives as long as three refreshes take.
 pub const KEY_LIFETIMES: u32 = 3;
 
+/// A key that nobody needs is set once more to end so soon: Redis needs to allow nothing but `SET`.
+const STALE_SECONDS: u64 = 1;
+
 /// How long Redis may take to answer what was asked together.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Batches that are asked together.
@@ -55,6 +58,8 @@ const ANSWER_BYTES_MAX: usize = 1 << 20;
 pub struct Batch {
     /// For the subscriber connection of that number.
     pub epoch: u32,
+    /// Nobody needs these keys any more: they are to end at once.
+    pub stale: bool,
     /// Whose keys.
     pub channels: Vec<Channel>,
 }
@@ -256,7 +261,8 @@ impl Presence {
                 batch.channels.clear();
             }
             for channel in &batch.channels {
-                encode_presence(&mut out, &prefix, channel, self.key_seconds);
+                let seconds = if batch.stale { STALE_SECONDS } else { self.key_seconds };
+                encode_presence(&mut out, &prefix, channel, seconds);
             }
         }
         let asked = self.waiting.iter().map(|batch| batch.channels.len()).sum();
@@ -267,7 +273,12 @@ impl Presence {
             let mut unset = Vec::new();
             let mut set = Vec::with_capacity(batch.channels.len());
             for channel in batch.channels.drain(..) {
-                match answers.next() {
+                let answer = answers.next();
+                // Whatever became of a stale one: it ends by itself, only later.
+                if batch.stale {
+                    continue;
+                }
+                match answer {
                     Some(OwnedFrame::Error(text)) => {
                         refused = Some(text);
                         unset.push(channel);

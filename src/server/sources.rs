@@ -109,7 +109,7 @@ impl crate::status::Sources for Sources {
         DoorStats {
             connections: counters.at_door.load(Relaxed) as u64,
             accepted,
-            handled: accepted.saturating_sub(counters.evicted.load(Relaxed)),
+            handled: accepted.saturating_sub(counters.refused(Reason::Evicted)),
             requests: counters.requests.load(Relaxed),
             refused: Labelled(
                 Reason::ALL.iter().map(|reason| (reason.label(), counters.refused(*reason))).collect(),

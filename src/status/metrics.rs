@@ -92,6 +92,11 @@ fn connections(out: &mut Text, snapshot: &Snapshot) {
     out.gauge("tidegate_clients_lagging", "Clients that have messages waiting", lagging);
     let ready = snapshot.connections.ready;
     out.gauge("tidegate_clients_ready", "Clients that used up their share of a turn", ready);
+    let unfinished = snapshot.connections.unfinished_bytes;
+    out.gauge("tidegate_unfinished_bytes", "Bytes of unfinished messages from clients", unfinished);
+    let help = "Subscribe messages refused, by reason";
+    out.family("tidegate_subscribe_refused_total", "counter", help);
+    out.labelled("tidegate_subscribe_refused_total", "reason", &snapshot.connections.subscribe_refused);
     let door = &snapshot.door;
     out.gauge("tidegate_door_connections", "Connections that are no stream yet", door.connections);
     out.counter("tidegate_connections_accepted_total", "Connections accepted", door.accepted);

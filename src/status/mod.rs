@@ -43,18 +43,6 @@ pub const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Live views at once; further ones get 503.
 pub const LIVE_VIEWS_MAX: usize = 16;
 
-/// Headers that a proxy adds. A request with any of them does not count as a direct one.
-pub const FORWARDED_HEADERS: [&str; 8] = [
-    "forwarded",
-    "via",
-    "x-forwarded-for",
-    "x-forwarded-host",
-    "x-forwarded-proto",
-    "x-forwarded-server",
-    "x-real-ip",
-    "cf-connecting-ip",
-];
-
 /// Under this prefix the status pages stand as well, if `STATUS_PUBLIC=true`.
 #[cfg(feature = "stub_status")]
 const PUBLIC_PREFIX: &str = "/api/v1/streaming";
@@ -76,7 +64,7 @@ pub struct Visitor {
     /// Whether the peer's address is 127.0.0.0/8, ::1 or ::ffff:127.0.0.0/104. A peer on a Unix socket
     /// counts as well: its file's directory says who may connect.
     pub peer_is_loopback: bool,
-    /// Whether the request has any of [`FORWARDED_HEADERS`].
+    /// Whether the request has headers that a proxy adds, so that it is not a direct one.
     pub has_forwarded_headers: bool,
 }
 

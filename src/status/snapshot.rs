@@ -16,6 +16,7 @@ use crate::core::counters::{
     TRANSPORT_LABELS, WITHHELD, transport_index, withheld_label,
 };
 use crate::core::report::{Laggard, Probe, ReactorReport, Top};
+use crate::core::session::RequestError;
 use crate::status::process::ProcessStats;
 
 /// Lagging clients on the pages.
@@ -221,6 +222,10 @@ pub struct Connections {
     pub lagging: u64,
     /// Clients that used up their share of a turn.
     pub ready: u64,
+    /// Bytes of unfinished messages from clients.
+    pub unfinished_bytes: u64,
+    /// Subscribe messages refused, by reason, but for what PostgreSQL and Redis decide.
+    pub subscribe_refused: Labelled,
     /// Subscriptions by stream: of WebSocket clients …
     pub websocket_streams: Labelled,
     /// … and of Server-Sent Events clients.
@@ -344,6 +349,9 @@ impl Snapshot {
             connections: Connections {
                 clients: primed(&TRANSPORT_LABELS),
                 opened: primed(&TRANSPORT_LABELS),
+                subscribe_refused: Labelled(
+                    RequestError::ALL.iter().map(|reason| (reason.label(), 0)).collect(),
+                ),
                 websocket_streams: primed(&CHANNEL_LABELS),
                 eventsource_streams: primed(&CHANNEL_LABELS),
                 ..Connections::default()
@@ -401,6 +409,10 @@ impl Snapshot {
                 streams.add(kind, flow.live());
                 connections.streams_seen[transport][kind] |= flow.opened() > 0;
             }
+        }
+        connections.unfinished_bytes += read(&counters.unfinished_bytes);
+        for (index, counter) in counters.subscribe_refused.iter().enumerate() {
+            connections.subscribe_refused.add(index, read(counter));
         }
         for (index, counter) in counters.filtered.iter().enumerate() {
             self.messages.filtered.add(index, read(counter));

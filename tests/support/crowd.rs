@@ -8,6 +8,11 @@ use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 
 use super::http::request;
+use super::ws::RawWs;
+
+/// First bytes of whole frames.
+const PING: u8 = 0x89;
+const PONG: u8 = 0x8a;
 
 /// A connection of the crowd.
 pub struct Client {
@@ -20,6 +25,8 @@ pub struct Client {
     pub next: u64,
     /// How many came.
     pub got: u64,
+    /// When each came, where that is wanted.
+    pub arrivals: Option<Vec<Instant>>,
     /// Whether messages may be left out (filtered); never out of order or twice.
     pub filtered: bool,
 }
@@ -50,19 +57,15 @@ impl Client {
             has_head: false,
             next: 0,
             got: 0,
+            arrivals: None,
             filtered: false,
         }
     }
 
-    /// Sends and reads what can be, and checks what came.
+    /// Sends and reads what can be, checks what came, and answers pings.
     pub fn work(&mut self) {
-        while !self.request.is_empty() {
-            match self.socket.write(&self.request) {
-                Ok(written) => drop(self.request.drain(..written)),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == std::io::ErrorKind::NotConnected => return,
-                Err(error) => panic!("a request cannot be sent: {error}"),
-            }
+        if !self.send() {
+            return;
         }
         let mut buffer = [0; 16 << 10];
         loop {
@@ -86,12 +89,17 @@ impl Client {
             let Some((length, body)) = (if self.websocket { frame(rest) } else { chunk(rest) }) else {
                 break;
             };
-            if body.windows(6).any(|bytes| bytes == b"update") {
+            if self.websocket && rest[0] == PING {
+                self.request.extend(RawWs::encode(PONG, body));
+            } else if body.windows(6).any(|bytes| bytes == b"update") {
                 let number = number(body);
                 let in_order = if self.filtered { number >= self.next } else { number == self.next };
                 assert!(in_order, "{} is next, this came: {}", self.next, String::from_utf8_lossy(body));
                 self.next = number + 1;
                 self.got += 1;
+                if let Some(arrivals) = &mut self.arrivals {
+                    arrivals.push(Instant::now());
+                }
             }
             used += length;
         }
@@ -99,6 +107,20 @@ impl Client {
         if self.inbox.is_empty() {
             self.inbox = Vec::new();
         }
+        self.send();
+    }
+
+    /// Sends what waits, as far as the socket takes it; false while it is not connected.
+    fn send(&mut self) -> bool {
+        while !self.request.is_empty() {
+            match self.socket.write(&self.request) {
+                Ok(written) => drop(self.request.drain(..written)),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == std::io::ErrorKind::NotConnected => return false,
+                Err(error) => panic!("a request cannot be sent: {error}"),
+            }
+        }
+        true
     }
 }
 

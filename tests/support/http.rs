@@ -50,7 +50,8 @@ impl Head {
     fn parse(text: &str) -> Head {
         let mut lines = text.split("\r\n");
         let first = lines.next().unwrap_or_default();
-        let rest = first.strip_prefix("HTTP/1.1 ").unwrap_or_else(|| panic!("no status line: {first:?}"));
+        let rest = first.strip_prefix("HTTP/1.1 ").or_else(|| first.strip_prefix("HTTP/1.0 "));
+        let rest = rest.unwrap_or_else(|| panic!("no status line: {first:?}"));
         let (status, reason) = rest.split_once(' ').unwrap_or((rest, ""));
         let headers = lines
             .map(|line| {

@@ -11,10 +11,15 @@ use std::time::Duration;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{NoTls, Row};
 
-use super::machine::{Folder, PATIENCE, Service, free_port, left_out, program, wait_until};
+use super::machine::{Folder, PATIENCE, Service, free_port, left_out, peer, program, wait_until};
 
 const SCHEMA: &str = include_str!("../schema.sql");
 const DATABASE: &str = "mastodon_test";
+
+/// The grants that are shipped, for the role that the server under test has.
+pub const GRANTS: &str = include_str!("../../dist/postgresql-grants.sql");
+pub const ROLE: &str = "tidegate";
+pub const PASSWORD: &str = "postgres-password-4Tz9wB";
 
 /// A running PostgreSQL.
 pub struct Postgres {
@@ -58,9 +63,10 @@ impl Postgres {
         up.then_some(self)
     }
 
-    /// What `DATABASE_URL` says to reach a database of it.
+    /// What `DATABASE_URL` says to reach a database of it: ours as the role that may do the least.
     pub fn url(&self, database: &str) -> String {
-        format!("postgres://mastodon@127.0.0.1:{}/{database}", self.port)
+        let user = if peer().is_some() { "mastodon".to_owned() } else { format!("{ROLE}:{PASSWORD}") };
+        format!("postgres://{user}@127.0.0.1:{}/{database}", self.port)
     }
 
     /// A connection to the database that all tests share.
@@ -69,7 +75,12 @@ impl Postgres {
     }
 
     pub fn open(&self, name: &str) -> Database {
-        Database::connect(self.port, name)
+        self.open_as("user=mastodon", name)
+    }
+
+    /// A connection of somebody else: `user=NAME password=…`.
+    pub fn open_as(&self, who: &str, name: &str) -> Database {
+        Database::connect(self.port, who, name)
     }
 
     /// A copy of the empty database for one test alone.
@@ -90,9 +101,9 @@ pub struct Database {
 }
 
 impl Database {
-    fn connect(port: u16, name: &str) -> Database {
+    fn connect(port: u16, who: &str, name: &str) -> Database {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let config = format!("host=127.0.0.1 port={port} user=mastodon dbname={name}");
+        let config = format!("host=127.0.0.1 port={port} {who} dbname={name}");
         let client = runtime.block_on(async {
             let (client, connection) =
                 tokio_postgres::connect(&config, NoTls).await.expect("PostgreSQL answers");
@@ -107,6 +118,15 @@ impl Database {
     pub fn run(&self, sql: &str) {
         let guard = self.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         guard.0.block_on(guard.1.batch_execute(sql)).unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    }
+
+    /// The same, or SQLSTATE and text of PostgreSQL's refusal.
+    pub fn try_run(&self, sql: &str) -> Result<(), String> {
+        let guard = self.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        guard.0.block_on(guard.1.batch_execute(sql)).map_err(|error| match error.as_db_error() {
+            Some(error) => format!("{} {}", error.code().code(), error.message()),
+            None => error.to_string(),
+        })
     }
 
     #[track_caller]
@@ -185,7 +205,8 @@ fn make_template() -> Option<PathBuf> {
         return None;
     };
     let version: String = version.chars().filter(char::is_ascii_alphanumeric).collect();
-    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{version}-{:08x}", crc(SCHEMA)));
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .join(format!("{version}-{:08x}", crc(&format!("{SCHEMA}{GRANTS}"))));
     std::fs::create_dir_all(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let lock = std::fs::File::create(kept.with_extension("lock")).unwrap();
     lock.lock().unwrap();
@@ -207,11 +228,18 @@ fn make_template() -> Option<PathBuf> {
         "--no-sync",
     ];
     try_run(&words).expect("initdb");
+    // Trust is for fixtures; the server under test has to know its password.
+    let rules = data.join("pg_hba.conf");
+    let trusting = std::fs::read_to_string(&rules).unwrap();
+    std::fs::write(&rules, format!("host all {ROLE} 127.0.0.1/32 scram-sha-256\n{trusting}")).unwrap();
     let postgres = run(folder, free_port(), &[]).ready().expect("PostgreSQL starts on its new data");
     let admin = postgres.open("postgres");
+    admin.run(&format!("CREATE ROLE {ROLE} LOGIN PASSWORD '{PASSWORD}'"));
     for name in ["mastodon_empty", DATABASE] {
         admin.run(&format!("CREATE DATABASE {name}"));
-        postgres.open(name).run(SCHEMA);
+        let database = postgres.open(name);
+        database.run(SCHEMA);
+        database.run(GRANTS);
     }
     drop(admin);
     let (data, pid) = (postgres.service.folder().join("data"), postgres.service.pid());

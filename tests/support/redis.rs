@@ -5,7 +5,12 @@ use std::net::TcpStream;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use super::machine::{Folder, PATIENCE, Service, free_port, program, wait_for, wait_until};
+use super::machine::{Folder, PATIENCE, Service, free_port, peer, program, wait_for, wait_until};
+
+/// The rule that is shipped, and the password that takes its placeholder's place here.
+pub const ACL: &str = include_str!("../../dist/redis.acl");
+pub const USER: &str = "tidegate";
+pub const PASSWORD: &str = "redis-password-7Qm2xK";
 
 /// A redis-server of one test's own.
 pub struct Redis {
@@ -48,7 +53,10 @@ impl Redis {
                 });
                 client.is_some() || service.is_gone()
             });
-            if let Some(client) = client {
+            if let Some(mut client) = client {
+                let rule = ACL.replace("change-me", PASSWORD);
+                let words: Vec<&str> = rule.split_whitespace().skip(1).collect();
+                client.command(&[&["ACL", "SETUSER"], &words[..]].concat());
                 return Some(Redis { port: try_port, service, client: Mutex::new(client) });
             }
             assert!(port.is_none(), "redis-server does not start on port {try_port}:\n{}", service.log());
@@ -56,8 +64,10 @@ impl Redis {
         panic!("redis-server found no free port in ten attempts");
     }
 
+    /// Where the server under test finds it: ours as the user that may do the least.
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}/0", self.port)
+        let user = if peer().is_some() { String::new() } else { format!("{USER}:{PASSWORD}@") };
+        format!("redis://{user}127.0.0.1:{}/0", self.port)
     }
 
     /// Another connection, for a thread of its own.

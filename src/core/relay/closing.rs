@@ -12,7 +12,7 @@ use bytes::{Buf, Bytes};
 use super::output::Gathered;
 use super::{Relay, Socket, Timer, timer_key, wire};
 use crate::core::client::{Flags, Phase};
-use crate::core::counters::{CloseReason, add, sub};
+use crate::core::counters::{CloseReason, add, set, sub};
 use crate::core::stream::Channel;
 use crate::core::table::Found;
 use crate::limits::LINGER;
@@ -106,6 +106,7 @@ impl<S: Socket> Relay<S> {
         self.counters.client_closed(client.transport, system, reason);
         self.unfinished_bytes = self.unfinished_bytes.saturating_sub(client.decoder.held_bytes());
         client.decoder = ws::Decoder::default();
+        set(&self.counters.unfinished_bytes, self.unfinished_bytes as u64);
     }
 
     fn drop_client(&mut self, index: u32) {

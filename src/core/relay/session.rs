@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 
 use super::{Relay, Socket, Timer, millis, timer_key, wire};
 use crate::core::client::{Flags, Phase};
-use crate::core::counters::CloseReason;
+use crate::core::counters::{CloseReason, add, set};
 use crate::core::handover::{ClientId, NewSubscription, SessionRequest, Want};
 use crate::core::session::{ClientMessage, RequestError, StreamRequest};
 use crate::core::stream::{Channel, Param, StreamKind};
@@ -61,6 +61,7 @@ impl<S: Socket> Relay<S> {
             client.decoder = decoder;
         }
         self.unfinished_bytes = (self.unfinished_bytes + held).saturating_sub(held_before);
+        set(&self.counters.unfinished_bytes, self.unfinished_bytes as u64);
         let whole = heard.iter().any(|message| matches!(message, Heard::Text(_)));
         for message in heard {
             self.hear(index, message, now);
@@ -180,6 +181,7 @@ impl<S: Socket> Relay<S> {
     fn request(&mut self, index: u32, subscribe: bool, request: StreamRequest) {
         if subscribe {
             if let Err(error) = self.subscribe(index, &request) {
+                add(&self.counters.subscribe_refused[error as usize], 1);
                 self.send(index, error_frame(error.text(), Some(error.status())));
             }
         } else if !self.unsubscribe(index, &request) {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::*;
+use crate::core::stream::Tag;
 
 const CHANNELS: u64 = 6;
 
@@ -454,4 +455,40 @@ fn the_parts_of_a_refresh_make_up_all_channels_with_keys() {
     let mut expected: Vec<Channel> = [2, 3, 4, 5].map(channel).to_vec();
     expected.sort();
     assert_eq!(channels, expected);
+}
+
+#[test]
+fn the_key_of_a_hashtag_that_nobody_holds_any_more_is_to_end() {
+    let mut world = live();
+    let tag = Channel::Hashtag { tag: Tag::from_normalised("sea"), local: false };
+    let stale = |world: &mut World| {
+        let mut channels = Vec::new();
+        world.table.next_stale(9, &mut channels);
+        channels
+    };
+    let ask = |world: &mut World| world.table.next_presence(9, &mut Vec::new());
+    // Its key was never asked for: nothing is to end.
+    world.table.hold(1, held(std::slice::from_ref(&tag)), 1);
+    world.table.cancel(1);
+    assert_eq!(stale(&mut world), []);
+    // It may be set by now, whether that was answered or not. Somebody else still needs it.
+    world.table.hold(2, held(std::slice::from_ref(&tag)), 2);
+    ask(&mut world);
+    world.table.hold(3, held(std::slice::from_ref(&tag)), 3);
+    world.table.cancel(2);
+    assert_eq!(stale(&mut world), []);
+    world.table.cancel(3);
+    assert_eq!(stale(&mut world), std::slice::from_ref(&tag));
+    assert_eq!(stale(&mut world), [], "once");
+    // Wanted again before it was taken off: it stays.
+    world.table.hold(4, held(std::slice::from_ref(&tag)), 4);
+    ask(&mut world);
+    world.table.cancel(4);
+    world.table.hold(5, held(std::slice::from_ref(&tag)), 5);
+    assert_eq!(stale(&mut world), []);
+    // Nobody invents accounts: their keys end by themselves.
+    world.table.hold(6, held(&[channel(2)]), 6);
+    ask(&mut world);
+    world.table.cancel(6);
+    assert_eq!(stale(&mut world), []);
 }

@@ -26,7 +26,8 @@ fn a_websocket_is_an_upgrade_to_exactly_that() {
     ];
     for (connection, upgrade, expected) in cases {
         let map = headers(&[("connection", connection), ("upgrade", upgrade)]);
-        assert_eq!(is_websocket(&map), expected, "{connection} {upgrade}");
+        assert_eq!(is_websocket(Version::HTTP_11, &map), expected, "{connection} {upgrade}");
+        assert!(!is_websocket(Version::HTTP_10, &map));
     }
 }
 
@@ -68,12 +69,12 @@ fn request_ids_are_fresh_and_of_version_4() {
 #[test]
 fn an_old_client_gets_no_chunks() {
     let id = RequestId::new();
-    let new = event_stream(&id, Version::HTTP_11, true);
+    let new = event_stream(&id, Version::HTTP_11, Some(Duration::from_secs(5)));
     let text = std::str::from_utf8(&new).unwrap();
     assert!(text.contains("\r\nTransfer-Encoding: chunked\r\n"));
     assert!(text.contains("\r\nKeep-Alive: timeout=5\r\n"));
     assert!(text.ends_with("\r\n\r\n3\r\n:)\n\r\n"));
-    let old = event_stream(&id, Version::HTTP_10, false);
+    let old = event_stream(&id, Version::HTTP_10, None);
     let text = std::str::from_utf8(&old).unwrap();
     assert!(!text.contains("Transfer-Encoding"));
     assert!(text.contains("\r\nConnection: close\r\n"));
@@ -115,4 +116,15 @@ fn only_trusted_proxies_say_whose_a_request_is() {
     assert_eq!(of(tcp("127.0.0.1"), &[]), is("127.0.0.1"));
     assert_eq!(of(Peer::Unix, &["198.51.100.1"]), is("198.51.100.1"));
     assert_eq!(of(Peer::Unix, &[]), None);
+}
+
+#[test]
+fn what_a_proxy_passes_on_is_not_direct() {
+    for name in
+        ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-anything", "forwarded", "via", "x-real-ip"]
+    {
+        assert!(is_forwarded(&headers(&[("host", "x"), (name, "")])), "{name}");
+    }
+    assert!(is_forwarded(&headers(&[("cf-connecting-ip", "198.51.100.1")])));
+    assert!(!is_forwarded(&headers(&[("host", "x"), ("accept", "via"), ("x-forward", "x")])));
 }

@@ -24,7 +24,7 @@ async fn a_head_must_be_whole_in_time() {
     let world = World::with(|setup| setup.limits.request_head_timeout = Duration::from_millis(20));
     let answer = world.ask("GET /api/v1/streaming/health HTTP/1.1\r\nHost:").await;
     assert_eq!(answer.status, "HTTP/1.1 408 Request Timeout");
-    assert_eq!(world.door.counters().head_timeouts.load(Ordering::Relaxed), 1);
+    assert_eq!(world.door.counters().refused(Reason::HeadTime), 1);
     // Who sent nothing is just closed.
     let mut idle = world.connect().await;
     let mut bytes = Vec::new();
@@ -103,13 +103,13 @@ async fn the_longest_unidentified_makes_room() {
     let held = world.held().await;
     // … but one that has asked for nothing is.
     let mut idle = world.connect().await;
-    idle.write_all(b"GET /api/v1/streaming/health HTTP/1.1\r\n\r\n").await.unwrap();
+    idle.write_all(b"GET /api/v1/streaming/health HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
     read_one(&mut idle).await;
     world.ask(&get("/api/v1/streaming/health")).await.is_web("200 OK");
     let mut bytes = Vec::new();
     let _ = idle.read_to_end(&mut bytes).await;
     assert_eq!(bytes, b"");
-    assert_eq!(world.door.counters().evicted.load(Ordering::Relaxed), 1);
+    assert_eq!(world.door.counters().refused(Reason::Evicted), 1);
     (held.reply)(Ok(()));
     world.attached().await;
 }
