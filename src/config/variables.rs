@@ -131,6 +131,7 @@ variables! {
     }
     Certificates {
         NODE_EXTRA_CA_CERTS = "", "File with certificate authorities (PEM) to trust besides the system's.";
+        SSL_CERT_FILE = "", "File with certificate authorities (PEM) in place of the system's.";
         NODE_TLS_REJECT_UNAUTHORIZED = "1", "0 turns the verification of TLS certificates off where nothing else asks for it.";
     }
     Logging {

@@ -80,7 +80,7 @@ async fn serve(mut config: Config) -> Result<(), Failure> {
 
     let (presence_requests, presence) = presence::new(redis.clone(), &limits, clock);
     let headroom = presence.headroom();
-    let database = database_options(&config);
+    let database = database_options(&config)?;
     let pool = |options: &db::Options| Pool::new(options).map_err(|error| Failure(error.to_string()));
     let audience = match &database {
         Some(options) => {
@@ -309,9 +309,14 @@ fn redis_options(config: &Config) -> Result<crate::redis::Options, Failure> {
         .ok_or_else(|| Failure(format!("{}: this kind of address is not supported yet", redis.variable)))
 }
 
-fn database_options(config: &Config) -> Option<db::Options> {
-    let database = config.database.as_ref()?;
-    Some(db::Options {
+fn database_options(config: &Config) -> Result<Option<db::Options>, Failure> {
+    let Some(database) = &config.database else { return Ok(None) };
+    let encryption = match database.host {
+        DatabaseHost::Tcp(_) => db::Encryption::new(&database.tls, &config.tls)
+            .map_err(|error| Failure(format!("PostgreSQL: {error}")))?,
+        DatabaseHost::SocketDir(_) => db::Encryption::default(),
+    };
+    Ok(Some(db::Options {
         host: match &database.host {
             DatabaseHost::Tcp(host) => db::Host::Tcp(host.clone()),
             DatabaseHost::SocketDir(dir) => db::Host::Unix(dir.clone()),
@@ -323,8 +328,9 @@ fn database_options(config: &Config) -> Option<db::Options> {
         pool_size: database.pool_size,
         connect_timeout: database.connect_timeout,
         session_options: database.options.clone(),
+        encryption,
         ..db::Options::default()
-    })
+    }))
 }
 
 fn demo_directory() -> MemoryDirectory {

@@ -10,6 +10,7 @@
 
 #![allow(dead_code, unused_imports, clippy::unwrap_used, clippy::expect_used)]
 
+pub mod certificates;
 pub mod crowd;
 pub mod http;
 pub mod machine;
