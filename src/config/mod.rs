@@ -165,19 +165,10 @@ impl Config {
         let mut refuse = |variable: &'static str, allowed: &str| {
             errors.push(ConfigError { variable, value: None, allowed: allowed.to_owned() });
         };
-        if self.mode != Mode::Demo {
-            match &self.redis.endpoint {
-                RedisEndpoint::Tcp { tls: true, .. } => {
-                    refuse(self.redis.variable, "TLS to Redis is not supported yet: use redis:// or unix://");
-                }
-                RedisEndpoint::Sentinel(_) => {
-                    refuse(
-                        self.redis.variable,
-                        "Sentinel is not supported yet: name the master by REDIS_HOST",
-                    );
-                }
-                RedisEndpoint::Tcp { tls: false, .. } | RedisEndpoint::Unix(_) => {}
-            }
+        if self.mode != Mode::Demo
+            && let RedisEndpoint::Sentinel(_) = &self.redis.endpoint
+        {
+            refuse(self.redis.variable, "Sentinel is not supported yet: name the master by REDIS_HOST");
         }
         errors
     }

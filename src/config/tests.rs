@@ -298,7 +298,7 @@ fn what_this_build_cannot_do_is_refused() {
     assert!(refused(&[]).is_empty());
     assert!(refused(&[("DB_SSLMODE", "allow"), ("REDIS_URL", "unix:///r")]).is_empty());
     assert!(refused(&[("DB_SSLMODE", "verify-full"), ("DB_HOST", "/run/pg")]).is_empty());
-    assert_eq!(refused(&[("DB_SSLMODE", "require"), ("REDIS_URL", "rediss://h")]), ["REDIS_URL"]);
+    assert!(refused(&[("DB_SSLMODE", "require"), ("REDIS_URL", "rediss://h")]).is_empty());
     assert_eq!(refused(&[("REDIS_SENTINELS", "a"), ("REDIS_SENTINEL_MASTER", "m")]), ["REDIS_SENTINELS"]);
 }
 

@@ -17,10 +17,12 @@ use bytes::BytesMut;
 use redis_protocol::resp2::decode::decode;
 use redis_protocol::resp2::types::OwnedFrame;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_rustls::TlsConnector;
 
 use crate::redis::command::encode;
-use crate::redis::socket::{AsyncSocket, BlockingSocket};
+use crate::redis::socket::{AsyncSocket, BlockingSocket, TlsSocket};
 use crate::redis::{Address, Options};
+use crate::tls;
 
 /// How long an attempt may take, name look-up included.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -46,8 +48,21 @@ pub enum ConnectError {
     #[error("Redis at {0} does not answer")]
     Timeout(Address),
     /// It broke off in the middle.
-    #[error("Redis at {0} broke the connection off while it was set up ({1})")]
+    #[error(
+        "Redis at {0} broke the connection off while it was set up ({1}); see its log, and whether that port is for \
+         TLS (rediss://) or not"
+    )]
     Broken(Address, io::Error),
+    /// There is no encrypted connection, or not to whom it should be.
+    #[error("Redis at {address}: no connection with TLS ({cause}); {advice}")]
+    Tls {
+        /// Where.
+        address: Address,
+        /// What went wrong.
+        cause: String,
+        /// What to do about it.
+        advice: String,
+    },
     /// It refused a command.
     #[error("Redis at {address} refuses {command}: {text}; {advice}")]
     Refused {
@@ -61,7 +76,9 @@ pub enum ConnectError {
         advice: &'static str,
     },
     /// Something answered that is not Redis.
-    #[error("what answers at {0} does not speak as Redis does; check REDIS_PORT or REDIS_URL")]
+    #[error(
+        "what answers at {0} does not speak as Redis does; check REDIS_PORT or REDIS_URL (rediss:// where it wants TLS)"
+    )]
     NotRedis(Address),
 }
 
@@ -206,11 +223,8 @@ pub fn connect(
 ) -> Result<Connected<BlockingSocket>, ConnectError> {
     let deadline = Instant::now() + timeout;
     let address = &options.address;
-    let mut stream = open(address, deadline)?;
-    let broken = |error: io::Error| match error.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => ConnectError::Timeout(address.clone()),
-        _ => ConnectError::Broken(address.clone(), error),
-    };
+    let mut stream = open(options, deadline)?;
+    let broken = |error| broken(options, error);
     let (out, mut greeting) = Greeting::new(options, role);
     stream.set_timeout(Some(time_left(address, deadline)?)).map_err(broken)?;
     stream.write_all(&out).map_err(broken)?;
@@ -228,7 +242,27 @@ pub fn connect(
     Ok(Connected { stream, client_id: greeting.client_id })
 }
 
-fn open(address: &Address, deadline: Instant) -> Result<BlockingSocket, ConnectError> {
+/// What a failure in the middle of the dialogue means.
+fn broken(options: &Options, error: io::Error) -> ConnectError {
+    let address = options.address.clone();
+    let timed_out = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+    if let Some(found) = tls::inside(&error) {
+        let (cause, advice) = (tls::cause(found), tls::advice(found, "NODE_EXTRA_CA_CERTS"));
+        return ConnectError::Tls { address, cause, advice };
+    }
+    match options.tls {
+        Some(_) if timed_out => ConnectError::Tls {
+            address,
+            cause: "it does not answer".to_owned(),
+            advice: "check that the port is the one for TLS (Redis's tls-port)".to_owned(),
+        },
+        None if timed_out => ConnectError::Timeout(address),
+        _ => ConnectError::Broken(address, error),
+    }
+}
+
+fn open(options: &Options, deadline: Instant) -> Result<BlockingSocket, ConnectError> {
+    let address = &options.address;
     let (host, port) = match address {
         Address::Tcp { host, port } => (host.as_str(), *port),
         Address::Unix(path) => {
@@ -244,7 +278,13 @@ fn open(address: &Address, deadline: Instant) -> Result<BlockingSocket, ConnectE
         let share = time_left(address, deadline)? / u32::try_from(found.len() - tried).unwrap_or(1);
         let connected = TcpStream::connect_timeout(candidate, share).and_then(|stream| {
             stream.set_nodelay(true)?;
-            Ok(BlockingSocket::Tcp(stream))
+            match &options.tls {
+                None => Ok(BlockingSocket::Tcp(stream)),
+                Some(tls) => {
+                    let connection = tls.connection(host).map_err(io::Error::other)?;
+                    Ok(BlockingSocket::Tls(TlsSocket::new(connection, stream)))
+                }
+            }
         });
         match connected {
             Ok(stream) => return Ok(stream),
@@ -262,14 +302,21 @@ pub async fn connect_async(options: &Options, role: Role) -> Result<Connected<As
     let address = &options.address;
     let resolve = |error| ConnectError::Resolve(address.clone(), error);
     let unreachable = |error| ConnectError::Unreachable(address.clone(), error);
-    let broken = |error| ConnectError::Broken(address.clone(), error);
+    let broken = |error| broken(options, error);
     let mut stream = match address {
         Address::Tcp { host, port } => {
             let found: Vec<_> =
                 tokio::net::lookup_host((host.as_str(), *port)).await.map_err(resolve)?.collect();
             let stream = tokio::net::TcpStream::connect(&found[..]).await.map_err(unreachable)?;
             stream.set_nodelay(true).map_err(broken)?;
-            AsyncSocket::Tcp(stream)
+            match &options.tls {
+                None => AsyncSocket::Tcp(stream),
+                Some(tls) => {
+                    let name = tls::server_name(host).map_err(io::Error::other).map_err(broken)?;
+                    let connector = TlsConnector::from(tls.config());
+                    AsyncSocket::Tls(Box::new(connector.connect(name, stream).await.map_err(broken)?))
+                }
+            }
         }
         Address::Unix(path) => {
             AsyncSocket::Unix(tokio::net::UnixStream::connect(path).await.map_err(unreachable)?)

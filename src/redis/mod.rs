@@ -11,6 +11,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use crate::config::{self, RedisEndpoint, Secret};
+use crate::tls::{Client, SetupError};
 
 pub mod backoff;
 pub mod command;
@@ -29,6 +30,8 @@ pub mod stats;
 pub struct Options {
     /// Where it listens.
     pub address: Address,
+    /// How it is encrypted, over TCP; none: not at all.
+    pub tls: Option<Client>,
     /// The ACL user; with a password only.
     pub username: Option<String>,
     /// The password, if there is one.
@@ -45,6 +48,7 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             address: Address::Tcp { host: "127.0.0.1".to_owned(), port: 6379 },
+            tls: None,
             username: None,
             password: None,
             db: 0,
@@ -55,21 +59,25 @@ impl Default for Options {
 }
 
 impl Options {
-    /// As configured; none where that takes what is not built in (TLS, Sentinel).
-    pub fn new(config: &config::Redis) -> Option<Options> {
-        let address = match &config.endpoint {
-            RedisEndpoint::Tcp { at, tls: false } => Address::Tcp { host: at.host.clone(), port: at.port },
-            RedisEndpoint::Unix(path) => Address::Unix(path.clone()),
-            RedisEndpoint::Tcp { tls: true, .. } | RedisEndpoint::Sentinel(_) => return None,
+    /// As configured; none where that takes what is not built in (Sentinel).
+    ///
+    /// # Errors
+    /// Where a file with certificates cannot be used.
+    pub fn new(config: &config::Redis, tls: &config::Tls) -> Result<Option<Options>, SetupError> {
+        let (address, encrypted) = match &config.endpoint {
+            RedisEndpoint::Tcp { at, tls } => (Address::Tcp { host: at.host.clone(), port: at.port }, *tls),
+            RedisEndpoint::Unix(path) => (Address::Unix(path.clone()), false),
+            RedisEndpoint::Sentinel(_) => return Ok(None),
         };
-        Some(Options {
+        Ok(Some(Options {
             address,
+            tls: if encrypted { Some(Client::for_redis(tls)?) } else { None },
             username: config.user.clone(),
             password: config.password.clone(),
             db: config.db,
             namespace: config.namespace.clone(),
             ..Options::default()
-        })
+        }))
     }
 
     /// What stands before each channel and key: empty, or the namespace with its colon.

@@ -305,7 +305,8 @@ fn raise_descriptor_limit() -> u64 {
 
 fn redis_options(config: &Config) -> Result<crate::redis::Options, Failure> {
     let redis = &config.redis;
-    crate::redis::Options::new(redis)
+    crate::redis::Options::new(redis, &config.tls)
+        .map_err(|error| Failure(format!("Redis: {error}")))?
         .ok_or_else(|| Failure(format!("{}: this kind of address is not supported yet", redis.variable)))
 }
 

@@ -49,8 +49,26 @@ impl World {
         World::build(variables, Postgres::own_database)
     }
 
+    /// A world with that Redis.
+    pub fn with_redis(redis: Redis, variables: &[(&str, &str)]) -> Option<World> {
+        let Some(postgres) = postgres::shared() else {
+            left_out("needs postgresql");
+            return None;
+        };
+        World::of(redis, postgres, variables, |postgres| postgres.database())
+    }
+
     fn build(variables: &[(&str, &str)], database: impl FnOnce(&Postgres) -> Database) -> Option<World> {
         let (redis, postgres) = servers()?;
+        World::of(redis, postgres, variables, database)
+    }
+
+    fn of(
+        redis: Redis,
+        postgres: &Postgres,
+        variables: &[(&str, &str)],
+        database: impl FnOnce(&Postgres) -> Database,
+    ) -> Option<World> {
         let db = Arc::new(database(postgres));
         let mut env = environment(&redis, &postgres.url(&db.name));
         for (name, value) in variables {
