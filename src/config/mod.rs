@@ -157,21 +157,6 @@ impl Config {
         let errors = reader.into_errors();
         if errors.is_empty() { Ok(config) } else { Err(errors) }
     }
-
-    /// What is configured and cannot be done by this build. To be refused at the start: a connection that
-    /// should be encrypted must not silently be plain.
-    pub fn unsupported(&self) -> Vec<ConfigError> {
-        let mut errors = Vec::new();
-        let mut refuse = |variable: &'static str, allowed: &str| {
-            errors.push(ConfigError { variable, value: None, allowed: allowed.to_owned() });
-        };
-        if self.mode != Mode::Demo
-            && let RedisEndpoint::Sentinel(_) = &self.redis.endpoint
-        {
-            refuse(self.redis.variable, "Sentinel is not supported yet: name the master by REDIS_HOST");
-        }
-        errors
-    }
 }
 
 fn log(read: &mut Reader) -> Log {

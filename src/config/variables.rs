@@ -108,6 +108,7 @@ variables! {
         REDIS_SENTINEL_PORT = "26379", "Port of sentinels that are given without one, 1 to 65535.";
         REDIS_SENTINEL_USERNAME = "", "User at the sentinels. Default: REDIS_USER; set but empty: none.";
         REDIS_SENTINEL_PASSWORD (secret) = "", "Password at the sentinels. Default: REDIS_PASSWORD; set but empty: none.";
+        REDIS_SENTINEL_TLS = "false", "TLS to the sentinels and to the master that they name: true or false; sentinels or master for these alone.";
         REDIS_NAMESPACE = "", "Prefix of all keys and channels, for Mastodon up to 4.3. Mastodon 4.4 and later refuse to start with it.";
     }
     PostgreSQL {

@@ -28,6 +28,7 @@ use crate::reactor::{Links, Reactor, Socket};
 use crate::redis::headroom::Headroom;
 use crate::redis::ingest::{self, Ingest};
 use crate::redis::presence;
+use crate::redis::sentinel;
 use crate::redis::stats::IngestStats;
 use crate::status::{self, Process, Status};
 
@@ -174,6 +175,9 @@ async fn serve(mut config: Config) -> Result<(), Failure> {
     }
     tokio::spawn(memory::watch(Arc::clone(&door), Arc::clone(&gate)));
     tokio::spawn(presence.run(ingest.commands()));
+    if let Some(sentinels) = redis.sentinels() {
+        sentinel::watch(sentinels, limits.redis_ping, ingest.waker());
+    }
     tokio::spawn(door::subscribe::serve(Arc::clone(&door), requests_end, mailboxes.clone().into()));
     let ingest = ingest
         .start(ingest::Setup {
@@ -304,10 +308,8 @@ fn raise_descriptor_limit() -> u64 {
 }
 
 fn redis_options(config: &Config) -> Result<crate::redis::Options, Failure> {
-    let redis = &config.redis;
-    crate::redis::Options::new(redis, &config.tls)
-        .map_err(|error| Failure(format!("Redis: {error}")))?
-        .ok_or_else(|| Failure(format!("{}: this kind of address is not supported yet", redis.variable)))
+    let options = crate::redis::Options::new(&config.redis, &config.tls);
+    options.map_err(|error| Failure(format!("Redis: {error}")))
 }
 
 fn database_options(config: &Config) -> Result<Option<db::Options>, Failure> {

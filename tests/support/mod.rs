@@ -17,6 +17,7 @@ pub mod machine;
 pub mod postgres;
 pub mod posts;
 pub mod redis;
+pub mod sentinel;
 pub mod server;
 pub mod sse;
 pub mod streams;
