@@ -23,7 +23,8 @@
 //!
 //! [`proto`] (bytes and meaning) and [`core`] (decisions) are pure: no sockets, no clock, no threads; they
 //! import no other room. The rooms at the edges import them and never each other; [`server`] is where they
-//! meet, by mailboxes and closures. [`config`] and [`limits`] hold every variable and every bound.
+//! meet, by mailboxes and closures. [`config`] and [`limits`] hold every variable and every bound; [`tls`] is
+//! what encrypted connections to Redis and PostgreSQL have in common.
 //!
 //! # The threads
 //!
@@ -48,5 +49,6 @@ pub mod redis;
 pub mod server;
 pub mod status;
 mod sys;
+pub mod tls;
 
 pub use server::{Failure, run};

@@ -56,10 +56,6 @@ fn start(arguments: Arguments) -> Result<(), Vec<String>> {
     // The demo belongs to no Mastodon, even where a .env file lies about.
     let env = if mode == Mode::Demo { Env::from_process() } else { Env::load() };
     let mut config = Config::from_env(&env, mode).map_err(|errors| lines(&errors))?;
-    let unsupported = config.unsupported();
-    if !unsupported.is_empty() {
-        return Err(lines(&unsupported));
-    }
     if let (Some(Command::Demo { port: Some(chosen) }), Listen::Tcp(HostPort { port, .. })) =
         (&arguments.command, &mut config.listen)
     {

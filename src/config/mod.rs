@@ -75,6 +75,8 @@ pub struct Config {
 pub struct Tls {
     /// `NODE_EXTRA_CA_CERTS`: certificate authorities (PEM file) besides the system's.
     pub extra_ca: Option<PathBuf>,
+    /// `SSL_CERT_FILE`: certificate authorities (PEM file) in place of the system's.
+    pub system_ca: Option<PathBuf>,
     /// False with `NODE_TLS_REJECT_UNAUTHORIZED=0`: certificates are not verified where nothing else asks
     /// for it (`rediss://`; PostgreSQL goes by its sslmode).
     pub verify: bool,
@@ -145,6 +147,7 @@ impl Config {
             database: if mode == Mode::Serve { database::database(read) } else { None },
             tls: Tls {
                 extra_ca: read.text(&variables::NODE_EXTRA_CA_CERTS).map(PathBuf::from),
+                system_ca: read.text(&variables::SSL_CERT_FILE).map(PathBuf::from),
                 verify: read.text(&variables::NODE_TLS_REJECT_UNAUTHORIZED) != Some("0"),
             },
             log: log(read),
@@ -153,43 +156,6 @@ impl Config {
         };
         let errors = reader.into_errors();
         if errors.is_empty() { Ok(config) } else { Err(errors) }
-    }
-
-    /// What is configured and cannot be done by this build. To be refused at the start: a connection that
-    /// should be encrypted must not silently be plain.
-    pub fn unsupported(&self) -> Vec<ConfigError> {
-        let mut errors = Vec::new();
-        let mut refuse = |variable: &'static str, allowed: &str| {
-            errors.push(ConfigError { variable, value: None, allowed: allowed.to_owned() });
-        };
-        if self.mode != Mode::Demo {
-            match &self.redis.endpoint {
-                RedisEndpoint::Tcp { tls: true, .. } => {
-                    refuse(self.redis.variable, "TLS to Redis is not supported yet: use redis:// or unix://");
-                }
-                RedisEndpoint::Sentinel(_) => {
-                    refuse(
-                        self.redis.variable,
-                        "Sentinel is not supported yet: name the master by REDIS_HOST",
-                    );
-                }
-                RedisEndpoint::Tcp { tls: false, .. } | RedisEndpoint::Unix(_) => {}
-            }
-        }
-        if let Some(Database { host: DatabaseHost::Tcp(_), tls, .. }) = &self.database {
-            if matches!(tls.mode, SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull) {
-                refuse(
-                    tls.variable,
-                    "TLS to PostgreSQL is not supported yet: use sslmode disable, allow or prefer",
-                );
-            } else if tls.client.is_some() {
-                refuse(
-                    variables::DATABASE_URL.name,
-                    "client certificates (sslcert, sslkey) are not supported yet",
-                );
-            }
-        }
-        errors
     }
 }
 

@@ -52,6 +52,10 @@ pub struct Sentinel {
     pub user: Option<String>,
     /// Password at the sentinels.
     pub password: Option<Secret>,
+    /// Whether over TLS to the sentinels.
+    pub tls: bool,
+    /// Whether over TLS to the master that they name.
+    pub master_tls: bool,
 }
 
 impl Redis {
@@ -134,6 +138,7 @@ fn from_variables(read: &mut Reader) -> Redis {
     let sentinels = read.text(&variables::REDIS_SENTINELS);
     let (endpoint, variable) = match (sentinels, read.text(&variables::REDIS_SENTINEL_MASTER)) {
         (Some(list), Some(master)) => {
+            let (tls, master_tls) = sentinel_tls(read);
             // Set but empty means no login at the sentinels, though the master has one.
             let sentinel = Sentinel {
                 master: master.to_owned(),
@@ -146,6 +151,8 @@ fn from_variables(read: &mut Reader) -> Redis {
                     Some(text) => Some(text).filter(|text| !text.is_empty()).map(Secret::new),
                     None => password.clone(),
                 },
+                tls,
+                master_tls,
             };
             (RedisEndpoint::Sentinel(sentinel), &variables::REDIS_SENTINELS)
         }
@@ -160,6 +167,20 @@ fn from_variables(read: &mut Reader) -> Redis {
         }
     };
     Redis { endpoint, user, password, db, namespace: None, variable: variable.name }
+}
+
+/// For the sentinels, and for the master.
+fn sentinel_tls(read: &mut Reader) -> (bool, bool) {
+    match read.text(&variables::REDIS_SENTINEL_TLS) {
+        None | Some("false") => (false, false),
+        Some("true") => (true, true),
+        Some("sentinels") => (true, false),
+        Some("master") => (false, true),
+        Some(_) => {
+            read.refuse(&variables::REDIS_SENTINEL_TLS, "true, false, sentinels or master");
+            (false, false)
+        }
+    }
 }
 
 fn sentinel_list(read: &mut Reader, list: &str) -> Vec<HostPort> {

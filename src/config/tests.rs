@@ -188,6 +188,16 @@ fn sentinels() {
     assert_eq!(found.master, "mymaster");
     assert_eq!(found.sentinels, [host_port("a", 5000), host_port("b", 1), host_port("::1", 2)]);
     assert_eq!((found.user.as_deref(), found.password), (Some("u"), Some(Secret::new("p"))));
+    for (value, expected) in [
+        ("", (false, false)),
+        ("true", (true, true)),
+        ("sentinels", (true, false)),
+        ("master", (false, true)),
+    ] {
+        let found = sentinel(&[("REDIS_SENTINEL_TLS", value)]);
+        assert_eq!((found.tls, found.master_tls), expected, "{value:?}");
+    }
+    assert_eq!(errors(&[set[0], set[1], ("REDIS_SENTINEL_TLS", "maybe")]).len(), 1);
     let found = sentinel(&[("REDIS_SENTINEL_USERNAME", ""), ("REDIS_SENTINEL_PASSWORD", "")]);
     assert_eq!((found.user, found.password), (None, None));
     for wrong in [",", "a,b:x", "::1"] {
@@ -288,22 +298,6 @@ fn sslmode_means_what_it_means_to_libpq() {
     );
     assert_eq!(errors(&[("DB_SSLMODE", "require"), ("PGSSLROOTCERT", "system")]).len(), 1);
     assert_eq!(errors(&[("DATABASE_URL", &with_url("sslmode=on"))]).len(), 1);
-}
-
-#[test]
-fn what_this_build_cannot_do_is_refused() {
-    let refused = |pairs: &[(&str, &str)]| -> Vec<&str> {
-        production(pairs).unsupported().iter().map(|error| error.variable).collect()
-    };
-    assert!(refused(&[]).is_empty());
-    assert!(refused(&[("DB_SSLMODE", "allow"), ("REDIS_URL", "unix:///r")]).is_empty());
-    assert!(refused(&[("DB_SSLMODE", "verify-full"), ("DB_HOST", "/run/pg")]).is_empty());
-    assert_eq!(
-        refused(&[("DB_SSLMODE", "require"), ("REDIS_URL", "rediss://h")]),
-        ["REDIS_URL", "DB_SSLMODE"]
-    );
-    assert_eq!(refused(&[("REDIS_SENTINELS", "a"), ("REDIS_SENTINEL_MASTER", "m")]), ["REDIS_SENTINELS"]);
-    assert_eq!(refused(&[("DATABASE_URL", "postgres://u@h/d?sslmode=verify-ca")]), ["DATABASE_URL"]);
 }
 
 #[test]
@@ -492,7 +486,6 @@ proptest! {
         match Config::from_env(&env, mode) {
             Ok(config) => {
                 prop_assert_eq!(config.database.is_some(), mode == Mode::Serve);
-                config.unsupported();
             }
             Err(errors) => {
                 prop_assert!(!errors.is_empty());

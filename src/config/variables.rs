@@ -108,6 +108,7 @@ variables! {
         REDIS_SENTINEL_PORT = "26379", "Port of sentinels that are given without one, 1 to 65535.";
         REDIS_SENTINEL_USERNAME = "", "User at the sentinels. Default: REDIS_USER; set but empty: none.";
         REDIS_SENTINEL_PASSWORD (secret) = "", "Password at the sentinels. Default: REDIS_PASSWORD; set but empty: none.";
+        REDIS_SENTINEL_TLS = "false", "TLS to the sentinels and to the master that they name: true or false; sentinels or master for these alone.";
         REDIS_NAMESPACE = "", "Prefix of all keys and channels, for Mastodon up to 4.3. Mastodon 4.4 and later refuse to start with it.";
     }
     PostgreSQL {
@@ -131,6 +132,7 @@ variables! {
     }
     Certificates {
         NODE_EXTRA_CA_CERTS = "", "File with certificate authorities (PEM) to trust besides the system's.";
+        SSL_CERT_FILE = "", "File with certificate authorities (PEM) in place of the system's.";
         NODE_TLS_REJECT_UNAUTHORIZED = "1", "0 turns the verification of TLS certificates off where nothing else asks for it.";
     }
     Logging {

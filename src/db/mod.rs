@@ -4,7 +4,7 @@
 //! clients or viewers it is about, sent unnamed in one round trip, so that a transaction-pooling PgBouncer
 //! may stand in between. PostgreSQL that is away is an error value, never the end of anything.
 //!
-//! - [`pool`]: connections, bounded statements, errors that say what to do.
+//! - [`pool`]: connections, bounded statements, errors that say what to do; [`tls`]: how they are encrypted.
 //! - [`accounts`]: tokens and list owners, for the door; look-ups that arrive together share a query.
 //! - [`audience`], [`filters`], [`feeds`]: what decides about a status on a public channel.
 //! - [`stage`]: the thread between ingest and reactors that asks all this, in order and bounded.
@@ -16,6 +16,7 @@ pub mod filters;
 pub mod pool;
 pub mod rows;
 pub mod stage;
+pub mod tls;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,6 +24,7 @@ use std::time::Duration;
 pub use accounts::{Accounts, Token};
 pub use pool::{DbError, Pool, PoolStats};
 pub use stage::{Stage, StageStats};
+pub use tls::Encryption;
 
 /// Where PostgreSQL listens.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -49,6 +51,8 @@ pub struct Options {
     /// Command-line options for each session (`-c search_path=…`); none are sent by default, since a
     /// pooling PgBouncer refuses them.
     pub session_options: Option<String>,
+    /// `DB_SSLMODE` and what belongs to it.
+    pub encryption: Encryption,
     /// `DB_POOL`: connections at most.
     pub pool_size: usize,
     /// How long a new connection may take, name look-up and authentication included.
@@ -66,6 +70,7 @@ impl Default for Options {
             password: None,
             dbname: "mastodon_production".into(),
             session_options: None,
+            encryption: Encryption::default(),
             pool_size: 10,
             connect_timeout: Duration::from_secs(15),
             statement_timeout: Duration::from_secs(10),

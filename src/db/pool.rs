@@ -20,12 +20,13 @@ use std::time::{Duration, Instant};
 use deadpool_postgres::{Connect, Manager, ManagerConfig, Object, PoolError, QueueMode, RecyclingMethod};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{CancelToken, NoTls, Row, Socket};
+use tokio_postgres::{CancelToken, Row, Socket};
 use tracing::{debug, info, warn};
 
+use super::tls::{self, Attempt, Encryption};
 use super::{Host, Options};
 
 /// A statement's parameter with its type: unnamed statements need it up front.
@@ -43,6 +44,18 @@ pub enum DbError {
         at: Arc<str>,
         /// What went wrong.
         cause: Arc<str>,
+    },
+    /// There is no encrypted connection as `sslmode` asks for. Worth another try only after someone acted.
+    #[error("PostgreSQL at {at}: no connection with TLS as {variable} asks for ({cause}); {advice}")]
+    Tls {
+        /// Its address.
+        at: Arc<str>,
+        /// The variable that holds the sslmode.
+        variable: &'static str,
+        /// What went wrong.
+        cause: Arc<str>,
+        /// What to do.
+        advice: Arc<str>,
     },
     /// It does not let us in. Worth another try only after someone acted.
     #[error(
@@ -97,6 +110,7 @@ struct Inner {
     pool: deadpool_postgres::Pool,
     cancel: Cancel,
     at: Arc<str>,
+    encryption: Encryption,
     statement_timeout: Duration,
     lost: AtomicBool,
     statements: AtomicU64,
@@ -110,27 +124,18 @@ impl fmt::Debug for Pool {
 }
 
 impl Pool {
-    /// A pool without TLS. Connects when it is first asked. To be used on one tokio runtime only.
+    /// A pool. Connects when it is first asked. To be used on one tokio runtime only.
     ///
     /// # Errors
     /// Never in practice: the pool's construction can be refused by its library.
     pub fn new(options: &Options) -> Result<Pool, DbError> {
-        Pool::with_tls(options, NoTls)
-    }
-
-    /// A pool whose connections (and cancel requests) go through `tls`.
-    ///
-    /// # Errors
-    /// As [`new`](Self::new).
-    pub fn with_tls<T>(options: &Options, tls: T) -> Result<Pool, DbError>
-    where
-        T: MakeTlsConnect<Socket> + Clone + Sync + Send + 'static,
-        T::Stream: Sync + Send,
-        T::TlsConnect: Sync + Send,
-        <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
-    {
         let at: Arc<str> = options.address().into();
-        let connector = Connector { tls: tls.clone(), connect_timeout: options.connect_timeout };
+        let connector = Connector {
+            at: Arc::clone(&at),
+            encryption: options.encryption.clone(),
+            connect_timeout: options.connect_timeout,
+            fell_back: AtomicBool::new(false),
+        };
         let config = ManagerConfig { recycling_method: RecyclingMethod::Fast };
         let manager = Manager::from_connect(client_config(options), connector, config);
         let pool = deadpool_postgres::Pool::builder(manager)
@@ -141,6 +146,7 @@ impl Pool {
             .queue_mode(QueueMode::Lifo)
             .build()
             .map_err(|error| DbError::Away { at: Arc::clone(&at), cause: error.to_string().into() })?;
+        let tls = options.encryption.connector();
         let cancel: Cancel = Box::new(move |token: CancelToken| {
             let tls = tls.clone();
             Box::pin(async move {
@@ -154,6 +160,7 @@ impl Pool {
                 pool,
                 cancel,
                 at,
+                encryption: options.encryption.clone(),
                 statement_timeout: options.statement_timeout,
                 lost: AtomicBool::new(false),
                 statements: AtomicU64::new(0),
@@ -272,6 +279,14 @@ impl Inner {
     }
 
     fn failure(&self, error: &tokio_postgres::Error) -> Failure {
+        if let Some((cause, advice)) = tls::advice(error, &self.encryption) {
+            return Failure::Final(DbError::Tls {
+                at: Arc::clone(&self.at),
+                variable: self.encryption.variable,
+                cause: cause.into(),
+                advice: advice.into(),
+            });
+        }
         let mut cause = error.to_string();
         let mut source = std::error::Error::source(error);
         while let Some(deeper) = source {
@@ -321,32 +336,72 @@ impl Drop for Lease {
     }
 }
 
-struct Connector<T> {
-    tls: T,
+struct Connector {
+    at: Arc<str>,
+    encryption: Encryption,
     connect_timeout: Duration,
+    /// Whether it was said that TLS failed and that connections are plain therefore.
+    fell_back: AtomicBool,
 }
 
-impl<T> Connect for Connector<T>
-where
-    T: MakeTlsConnect<Socket> + Clone + Sync + Send + 'static,
-    T::Stream: Sync + Send,
-    T::TlsConnect: Sync + Send,
-    <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
-{
-    fn connect(
-        &self,
-        config: &tokio_postgres::Config,
-    ) -> Pin<
-        Box<
-            dyn Future<Output = Result<(tokio_postgres::Client, JoinHandle<()>), tokio_postgres::Error>>
-                + Send
-                + '_,
-        >,
-    > {
-        let (tls, mut config) = (self.tls.clone(), config.clone());
-        config.connect_timeout(self.connect_timeout);
+impl Connector {
+    async fn attempt(&self, config: &tokio_postgres::Config) -> Result<Connection, tokio_postgres::Error> {
+        let over_tcp =
+            config.get_hosts().iter().any(|host| matches!(host, tokio_postgres::config::Host::Tcp(_)));
+        let attempts = if over_tcp { self.encryption.attempts() } else { &[Attempt::Plain] };
+        let mut first: Option<tokio_postgres::Error> = None;
+        for attempt in attempts {
+            let mut config = config.clone();
+            config.connect_timeout(self.connect_timeout).ssl_mode(match attempt {
+                Attempt::Plain => SslMode::Disable,
+                Attempt::Offered => SslMode::Prefer,
+                Attempt::Encrypted => SslMode::Require,
+            });
+            match (config.connect(self.encryption.connector()).await, first.take()) {
+                (Ok(connection), Some(error)) => {
+                    self.note_fall_back(*attempt, &error);
+                    return Ok(connection);
+                }
+                (Ok(connection), None) => return Ok(connection),
+                (Err(_), Some(error)) => return Err(error),
+                (Err(error), None) if tls::worth_another(&error) => first = Some(error),
+                (Err(error), None) => return Err(error),
+            }
+        }
+        match first {
+            Some(error) => Err(error),
+            None => config.connect(self.encryption.connector()).await,
+        }
+    }
+
+    fn note_fall_back(&self, attempt: Attempt, error: &tokio_postgres::Error) {
+        if attempt == Attempt::Plain && !self.fell_back.swap(true, Ordering::Relaxed) {
+            let cause = match tls::advice(error, &self.encryption) {
+                Some((cause, _)) => cause,
+                None => error.to_string(),
+            };
+            warn!(
+                "PostgreSQL at {}: connections are not encrypted, since TLS failed ({cause}) and {} allows that",
+                self.at, self.encryption.variable
+            );
+        }
+    }
+}
+
+type Connection = (tokio_postgres::Client, tokio_postgres::Connection<Socket, tls::Encrypted>);
+type Connecting<'a> = Pin<
+    Box<
+        dyn Future<Output = Result<(tokio_postgres::Client, JoinHandle<()>), tokio_postgres::Error>>
+            + Send
+            + 'a,
+    >,
+>;
+
+impl Connect for Connector {
+    fn connect(&self, config: &tokio_postgres::Config) -> Connecting<'_> {
+        let config = config.clone();
         Box::pin(async move {
-            let (client, connection) = config.connect(tls).await?;
+            let (client, connection) = self.attempt(&config).await?;
             // Its end is seen, and logged once, by whoever asks next.
             let task = tokio::spawn(async move {
                 if let Err(error) = connection.await {

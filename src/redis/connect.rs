@@ -17,10 +17,14 @@ use bytes::BytesMut;
 use redis_protocol::resp2::decode::decode;
 use redis_protocol::resp2::types::OwnedFrame;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_rustls::TlsConnector;
 
+use crate::config::HostPort;
 use crate::redis::command::encode;
-use crate::redis::socket::{AsyncSocket, BlockingSocket};
+use crate::redis::sentinel::Sentinels;
+use crate::redis::socket::{AsyncSocket, BlockingSocket, TlsSocket};
 use crate::redis::{Address, Options};
+use crate::tls;
 
 /// How long an attempt may take, name look-up included.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -46,8 +50,34 @@ pub enum ConnectError {
     #[error("Redis at {0} does not answer")]
     Timeout(Address),
     /// It broke off in the middle.
-    #[error("Redis at {0} broke the connection off while it was set up ({1})")]
+    #[error(
+        "Redis at {0} broke the connection off while it was set up ({1}); see its log, and whether that port is for \
+         TLS (rediss://) or not"
+    )]
     Broken(Address, io::Error),
+    /// There is no encrypted connection, or not to whom it should be.
+    #[error("Redis at {address}: no connection with TLS ({cause}); {advice}")]
+    Tls {
+        /// Where.
+        address: Address,
+        /// What went wrong.
+        cause: String,
+        /// What to do about it.
+        advice: String,
+    },
+    /// No sentinel names a master.
+    #[error(
+        "no sentinel says who the master {name} is ({failures}); check REDIS_SENTINELS and REDIS_SENTINEL_MASTER"
+    )]
+    NoMaster {
+        /// The master's name.
+        name: String,
+        /// What each of them said, or why it said nothing.
+        failures: String,
+    },
+    /// A sentinel named one that is none, or not any more.
+    #[error("Redis at {0} is named as the master, and is a replica: a failover may be under way")]
+    NotMaster(Address),
     /// It refused a command.
     #[error("Redis at {address} refuses {command}: {text}; {advice}")]
     Refused {
@@ -61,7 +91,9 @@ pub enum ConnectError {
         advice: &'static str,
     },
     /// Something answered that is not Redis.
-    #[error("what answers at {0} does not speak as Redis does; check REDIS_PORT or REDIS_URL")]
+    #[error(
+        "what answers at {0} does not speak as Redis does; check REDIS_PORT or REDIS_URL (rediss:// where it wants TLS)"
+    )]
     NotRedis(Address),
 }
 
@@ -81,6 +113,8 @@ pub enum Role {
     Subscriber,
     /// Commands.
     Command,
+    /// Questions to a sentinel.
+    Sentinel,
 }
 
 /// What to do about an error that Redis answered.
@@ -123,7 +157,9 @@ pub fn tell(options: &Options, text: &str) -> String {
 #[derive(Debug)]
 pub struct Greeting {
     expected: VecDeque<&'static str>,
+    role: Role,
     client_id: Option<u64>,
+    master: Option<HostPort>,
 }
 
 impl Greeting {
@@ -149,7 +185,24 @@ impl Greeting {
             encode(&mut out, &[b"CLIENT", b"ID"]);
             expected.push_back("CLIENT ID");
         }
-        (out, Greeting { expected, client_id: None })
+        (out, Greeting { expected, role, client_id: None, master: None })
+    }
+
+    /// Asks besides whether it is the master; a replica is an error then.
+    pub fn ask_for_role(&mut self, out: &mut BytesMut) {
+        encode(out, &[b"ROLE"]);
+        self.expected.push_back("ROLE");
+    }
+
+    /// Asks a sentinel besides who the master of that name is.
+    pub fn ask_for_master(&mut self, out: &mut BytesMut, name: &str) {
+        encode(out, &[b"SENTINEL", b"get-master-addr-by-name", name.as_bytes()]);
+        self.expected.push_back("SENTINEL");
+    }
+
+    /// Who the master is, if the sentinel knows.
+    pub fn into_master(self) -> Option<HostPort> {
+        self.master
     }
 
     /// Takes every whole reply out of `input`; true when all are there.
@@ -170,17 +223,28 @@ impl Greeting {
         let command = self.expected.pop_front().unwrap_or_default();
         match frame {
             OwnedFrame::Integer(id) if command == "CLIENT ID" => self.client_id = u64::try_from(id).ok(),
+            OwnedFrame::Array(parts) if command == "SENTINEL" => self.master = host_and_port(&parts),
+            OwnedFrame::Array(parts) if command == "ROLE" && !is_master(&parts) => {
+                return Err(ConnectError::NotMaster(options.address.clone()));
+            }
             OwnedFrame::Error(text) => {
                 let code = text.split(' ').next().unwrap_or_default();
                 let text = tell(options, &text);
                 // No password is wanted: then the one that was given is not needed, as other clients see it.
                 let no_password =
                     text.contains("without any password") || text.contains("no password is set");
-                let optional = command.starts_with("CLIENT")
+                // Whoever may not ask for the role has to believe the sentinels.
+                let optional = (command.starts_with("CLIENT") || command == "ROLE")
                     && !matches!(code, "NOAUTH" | "DENIED")
                     && !text.contains("max number of clients");
                 if command == "AUTH" && no_password {
-                    tracing::warn!("Redis at {} wants no password, but one is configured", options.address);
+                    // A sentinel gets the master's password where it has none of its own.
+                    if self.role != Role::Sentinel {
+                        tracing::warn!(
+                            "Redis at {} wants no password, but one is configured",
+                            options.address
+                        );
+                    }
                 } else if !optional {
                     let advice = advice(&text);
                     return Err(ConnectError::Refused {
@@ -197,6 +261,18 @@ impl Greeting {
     }
 }
 
+/// Whether a ROLE's answer begins as a master's does.
+fn is_master(parts: &[OwnedFrame]) -> bool {
+    matches!(parts.first(), Some(OwnedFrame::BulkString(role)) if role == b"master")
+}
+
+/// Where that name and port are, as a sentinel writes them.
+fn host_and_port(parts: &[OwnedFrame]) -> Option<HostPort> {
+    let [OwnedFrame::BulkString(host), OwnedFrame::BulkString(port)] = parts else { return None };
+    let port = std::str::from_utf8(port).ok()?.parse().ok()?;
+    Some(HostPort { host: String::from_utf8(host.clone()).ok()?, port })
+}
+
 /// Connects and greets, blocking for at most about `timeout` (longer only where the system's name look-up
 /// takes longer). The socket is in blocking mode, without time-outs.
 pub fn connect(
@@ -205,15 +281,32 @@ pub fn connect(
     timeout: Duration,
 ) -> Result<Connected<BlockingSocket>, ConnectError> {
     let deadline = Instant::now() + timeout;
-    let address = &options.address;
-    let mut stream = open(address, deadline)?;
-    let broken = |error: io::Error| match error.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => ConnectError::Timeout(address.clone()),
-        _ => ConnectError::Broken(address.clone(), error),
+    let Address::Sentinel(sentinels) = &options.address else {
+        let (out, mut greeting) = Greeting::new(options, role);
+        let stream = dialogue(options, &out, &mut greeting, deadline)?;
+        return Ok(Connected { stream, client_id: greeting.client_id });
     };
-    let (out, mut greeting) = Greeting::new(options, role);
+    let master = sentinels.find(deadline)?;
+    let options = options.at(&master);
+    let (mut out, mut greeting) = Greeting::new(&options, role);
+    greeting.ask_for_role(&mut out);
+    let stream = dialogue(&options, &out, &mut greeting, deadline)?;
+    sentinels.set_current(master);
+    Ok(Connected { stream, client_id: greeting.client_id })
+}
+
+/// Connects, says `out`, and waits until the greeting has its answers.
+pub(super) fn dialogue(
+    options: &Options,
+    out: &[u8],
+    greeting: &mut Greeting,
+    deadline: Instant,
+) -> Result<BlockingSocket, ConnectError> {
+    let address = &options.address;
+    let mut stream = open(options, deadline)?;
+    let broken = |error| broken(options, error);
     stream.set_timeout(Some(time_left(address, deadline)?)).map_err(broken)?;
-    stream.write_all(&out).map_err(broken)?;
+    stream.write_all(out).map_err(broken)?;
     let mut input = BytesMut::new();
     let mut space = [0; 4096];
     while !greeting.take(options, &mut input)? {
@@ -225,16 +318,37 @@ pub fn connect(
         input.extend_from_slice(space.get(..n).unwrap_or_default());
     }
     stream.set_timeout(None).map_err(broken)?;
-    Ok(Connected { stream, client_id: greeting.client_id })
+    Ok(stream)
 }
 
-fn open(address: &Address, deadline: Instant) -> Result<BlockingSocket, ConnectError> {
+/// What a failure in the middle of the dialogue means.
+fn broken(options: &Options, error: io::Error) -> ConnectError {
+    let address = options.address.clone();
+    let timed_out = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+    if let Some(found) = tls::inside(&error) {
+        let (cause, advice) = (tls::cause(found), tls::advice(found, "NODE_EXTRA_CA_CERTS"));
+        return ConnectError::Tls { address, cause, advice };
+    }
+    match options.tls {
+        Some(_) if timed_out => ConnectError::Tls {
+            address,
+            cause: "it does not answer".to_owned(),
+            advice: "check that the port is the one for TLS (Redis's tls-port)".to_owned(),
+        },
+        None if timed_out => ConnectError::Timeout(address),
+        _ => ConnectError::Broken(address, error),
+    }
+}
+
+fn open(options: &Options, deadline: Instant) -> Result<BlockingSocket, ConnectError> {
+    let address = &options.address;
     let (host, port) = match address {
         Address::Tcp { host, port } => (host.as_str(), *port),
         Address::Unix(path) => {
             let connected = UnixStream::connect(path).map(BlockingSocket::Unix);
             return connected.map_err(|error| ConnectError::Unreachable(address.clone(), error));
         }
+        Address::Sentinel(sentinels) => return Err(no_master(sentinels)),
     };
     let resolve = |error| ConnectError::Resolve(address.clone(), error);
     let found: Vec<_> = (host, port).to_socket_addrs().map_err(resolve)?.collect();
@@ -244,7 +358,13 @@ fn open(address: &Address, deadline: Instant) -> Result<BlockingSocket, ConnectE
         let share = time_left(address, deadline)? / u32::try_from(found.len() - tried).unwrap_or(1);
         let connected = TcpStream::connect_timeout(candidate, share).and_then(|stream| {
             stream.set_nodelay(true)?;
-            Ok(BlockingSocket::Tcp(stream))
+            match &options.tls {
+                None => Ok(BlockingSocket::Tcp(stream)),
+                Some(tls) => {
+                    let connection = tls.connection(host).map_err(io::Error::other)?;
+                    Ok(BlockingSocket::Tls(TlsSocket::new(connection, stream)))
+                }
+            }
         });
         match connected {
             Ok(stream) => return Ok(stream),
@@ -257,23 +377,37 @@ fn open(address: &Address, deadline: Instant) -> Result<BlockingSocket, ConnectE
     Err(failure)
 }
 
-/// Connects and greets. Whoever calls it sets the deadline.
+/// Connects and greets; with sentinels, to the master that [`connect`] found last. Whoever calls it sets the
+/// deadline.
 pub async fn connect_async(options: &Options, role: Role) -> Result<Connected<AsyncSocket>, ConnectError> {
+    let direct = match &options.address {
+        Address::Sentinel(sentinels) => sentinels.current().map(|master| options.at(&master)),
+        Address::Tcp { .. } | Address::Unix(_) => None,
+    };
+    let options = direct.as_ref().unwrap_or(options);
     let address = &options.address;
     let resolve = |error| ConnectError::Resolve(address.clone(), error);
     let unreachable = |error| ConnectError::Unreachable(address.clone(), error);
-    let broken = |error| ConnectError::Broken(address.clone(), error);
+    let broken = |error| broken(options, error);
     let mut stream = match address {
         Address::Tcp { host, port } => {
             let found: Vec<_> =
                 tokio::net::lookup_host((host.as_str(), *port)).await.map_err(resolve)?.collect();
             let stream = tokio::net::TcpStream::connect(&found[..]).await.map_err(unreachable)?;
             stream.set_nodelay(true).map_err(broken)?;
-            AsyncSocket::Tcp(stream)
+            match &options.tls {
+                None => AsyncSocket::Tcp(stream),
+                Some(tls) => {
+                    let name = tls::server_name(host).map_err(io::Error::other).map_err(broken)?;
+                    let connector = TlsConnector::from(tls.config());
+                    AsyncSocket::Tls(Box::new(connector.connect(name, stream).await.map_err(broken)?))
+                }
+            }
         }
         Address::Unix(path) => {
             AsyncSocket::Unix(tokio::net::UnixStream::connect(path).await.map_err(unreachable)?)
         }
+        Address::Sentinel(sentinels) => return Err(no_master(sentinels)),
     };
     let (out, mut greeting) = Greeting::new(options, role);
     stream.write_all(&out).await.map_err(broken)?;
@@ -284,6 +418,12 @@ pub async fn connect_async(options: &Options, role: Role) -> Result<Connected<As
         }
     }
     Ok(Connected { stream, client_id: greeting.client_id })
+}
+
+/// Who asks for a connection to the master without asking for the master gets none.
+fn no_master(sentinels: &Sentinels) -> ConnectError {
+    let failures = "none was asked yet".to_owned();
+    ConnectError::NoMaster { name: sentinels.master().to_owned(), failures }
 }
 
 fn time_left(address: &Address, deadline: Instant) -> Result<Duration, ConnectError> {

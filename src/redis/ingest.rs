@@ -252,6 +252,7 @@ impl<S: Send + 'static> Worker<S> {
     /// One turn. When to look again at the latest.
     fn turn(&mut self) -> Instant {
         let now = Instant::now();
+        self.follow_master(now);
         let connect_at = self.connecting(now);
         // Who comes while the very first attempt to connect is under way waits for its end: clients come as
         // soon as the server says that it listens, and nothing is lost yet.
@@ -278,6 +279,20 @@ impl<S: Send + 'static> Worker<S> {
         // A connection that was lost in this very turn is looked after in the next.
         let connect_at = if self.link.is_none() { connect_at.or(Some(now)) } else { None };
         [connect_at, heart_at].into_iter().flatten().fold(self.refresh_at, Instant::min)
+    }
+
+    /// Leaves the old master when the sentinels announce another.
+    fn follow_master(&mut self, now: Instant) {
+        if !self.options.sentinels().is_some_and(|sentinels| sentinels.has_moved()) {
+            return;
+        }
+        self.backoff.reset();
+        if self.link.is_some() {
+            self.lost("the sentinels have made another server the master");
+        }
+        if let Attempt::At(at) = &mut self.attempt {
+            *at = now;
+        }
     }
 
     /// Sees to it that there is a connection. When to look again, if that is a matter of time.

@@ -120,6 +120,15 @@ impl Link {
                 Err(error) => return Err(error),
             }
         }
+        // With TLS there may be something behind the socket's front.
+        if self.writable {
+            match self.socket.flush() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
+                // It goes on with the next turn.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(false),
+                result => result?,
+            }
+        }
         if self.output.is_empty() && self.output.capacity() > 4096 {
             self.output = BytesMut::new();
         }

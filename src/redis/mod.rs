@@ -2,6 +2,7 @@
 //! connection for presence keys and questions.
 //!
 //! - [`connect`]: addresses, authentication, what a new connection is told first.
+//! - [`sentinel`]: who the master is.
 //! - [`ingest`]: the thread that owns the subscriber connection and the table of subscriptions.
 //! - [`presence`]: the task that owns the command connection.
 //! - [`headroom`]: what is known of Redis's patience with us while reading is paused.
@@ -9,8 +10,11 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use crate::config::{self, RedisEndpoint, Secret};
+use crate::config::{self, HostPort, RedisEndpoint, Secret};
+use crate::tls::{Client, SetupError};
+use sentinel::Sentinels;
 
 pub mod backoff;
 pub mod command;
@@ -22,6 +26,7 @@ mod loss;
 mod pipeline;
 pub mod presence;
 mod route;
+pub mod sentinel;
 pub mod socket;
 pub mod stats;
 
@@ -30,6 +35,8 @@ pub mod stats;
 pub struct Options {
     /// Where it listens.
     pub address: Address,
+    /// How it is encrypted, over TCP; none: not at all.
+    pub tls: Option<Client>,
     /// The ACL user; with a password only.
     pub username: Option<String>,
     /// The password, if there is one.
@@ -46,6 +53,7 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             address: Address::Tcp { host: "127.0.0.1".to_owned(), port: 6379 },
+            tls: None,
             username: None,
             password: None,
             db: 0,
@@ -56,21 +64,44 @@ impl Default for Options {
 }
 
 impl Options {
-    /// As configured; none where that takes what is not built in (TLS, Sentinel).
-    pub fn new(config: &config::Redis) -> Option<Options> {
-        let address = match &config.endpoint {
-            RedisEndpoint::Tcp { at, tls: false } => Address::Tcp { host: at.host.clone(), port: at.port },
-            RedisEndpoint::Unix(path) => Address::Unix(path.clone()),
-            RedisEndpoint::Tcp { tls: true, .. } | RedisEndpoint::Sentinel(_) => return None,
+    /// As configured.
+    ///
+    /// # Errors
+    /// Where a file with certificates cannot be used.
+    pub fn new(config: &config::Redis, tls: &config::Tls) -> Result<Options, SetupError> {
+        let client = |wanted: bool| if wanted { Client::for_redis(tls).map(Some) } else { Ok(None) };
+        let (address, tls) = match &config.endpoint {
+            RedisEndpoint::Tcp { at, tls } => {
+                (Address::Tcp { host: at.host.clone(), port: at.port }, client(*tls)?)
+            }
+            RedisEndpoint::Unix(path) => (Address::Unix(path.clone()), None),
+            RedisEndpoint::Sentinel(config) => {
+                let sentinels = Sentinels::new(config, client(config.tls)?);
+                (Address::Sentinel(Arc::new(sentinels)), client(config.master_tls)?)
+            }
         };
-        Some(Options {
+        Ok(Options {
             address,
+            tls,
             username: config.user.clone(),
             password: config.password.clone(),
             db: config.db,
             namespace: config.namespace.clone(),
             ..Options::default()
         })
+    }
+
+    /// The sentinels, if there are any.
+    pub fn sentinels(&self) -> Option<&Arc<Sentinels>> {
+        match &self.address {
+            Address::Sentinel(sentinels) => Some(sentinels),
+            Address::Tcp { .. } | Address::Unix(_) => None,
+        }
+    }
+
+    /// The same, for that server.
+    fn at(&self, at: &HostPort) -> Options {
+        Options { address: Address::Tcp { host: at.host.clone(), port: at.port }, ..self.clone() }
     }
 
     /// What stands before each channel and key: empty, or the namespace with its colon.
@@ -92,6 +123,8 @@ pub enum Address {
     },
     /// A unix socket.
     Unix(PathBuf),
+    /// Wherever these say that the master is.
+    Sentinel(Arc<Sentinels>),
 }
 
 impl fmt::Display for Address {
@@ -100,6 +133,7 @@ impl fmt::Display for Address {
             Address::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
             Address::Tcp { host, port } => write!(f, "{host}:{port}"),
             Address::Unix(path) => write!(f, "{}", path.display()),
+            Address::Sentinel(sentinels) => write!(f, "{sentinels}"),
         }
     }
 }

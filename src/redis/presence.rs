@@ -207,6 +207,7 @@ impl Presence {
         self.headroom.set_limits(connection.limits().await?);
         self.stats.connected.store(true, Relaxed);
         self.headroom.set_answers(true);
+        let mut unasked = [0; 64];
         let mut ticks = interval(HEADROOM_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -234,9 +235,11 @@ impl Presence {
                     self.headroom.set_held(held, self.clock.now());
                 }
                 // Nothing was asked: it can only be the end.
-                readable = connection.stream.readable() => {
-                    readable?;
-                    connection.read_end()?;
+                read = connection.stream.read(&mut unasked) => {
+                    return Err(match read? {
+                        0 => End::Lost(io::ErrorKind::UnexpectedEof.into()),
+                        _ => End::Strange,
+                    });
                 }
             }
         }
@@ -378,15 +381,5 @@ impl Connection {
             }
         }
         Ok(Held::Denied)
-    }
-
-    /// Looks at what came unasked.
-    fn read_end(&mut self) -> Result<(), End> {
-        match self.stream.try_read(&mut [0; 64]) {
-            Ok(0) => Err(End::Lost(io::ErrorKind::UnexpectedEof.into())),
-            Ok(_) => Err(End::Strange),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
-            Err(error) => Err(End::Lost(error)),
-        }
     }
 }

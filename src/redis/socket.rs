@@ -1,4 +1,8 @@
 //! A connection's socket, whatever the address: one type for each of the three ways it is used.
+//!
+//! With TLS the socket decrypts as it is read, so that whoever reads sees what Redis wrote, and "would block"
+//! still means that nothing is left here either: what was decrypted is given out before the kernel is asked.
+//! Bound: one record of 16 KiB decrypted and what one read of the kernel brought, besides rustls's own state.
 
 use std::io::{self, Read, Write};
 use std::pin::Pin;
@@ -7,6 +11,7 @@ use std::time::Duration;
 
 use mio::event::Source;
 use mio::{Interest, Registry, Token};
+use rustls::ClientConnection;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A blocking socket, while a connection is set up.
@@ -16,13 +21,15 @@ pub enum BlockingSocket {
     Tcp(std::net::TcpStream),
     /// A unix socket.
     Unix(std::os::unix::net::UnixStream),
+    /// TLS over TCP.
+    Tls(TlsSocket<std::net::TcpStream>),
 }
 
 impl BlockingSocket {
     /// How long a read or a write may block; none: for ever.
     pub fn set_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
         match self {
-            BlockingSocket::Tcp(socket) => {
+            BlockingSocket::Tcp(socket) | BlockingSocket::Tls(TlsSocket { socket, .. }) => {
                 socket.set_read_timeout(timeout)?;
                 socket.set_write_timeout(timeout)
             }
@@ -44,6 +51,10 @@ impl BlockingSocket {
                 socket.set_nonblocking(true)?;
                 PolledSocket::Unix(mio::net::UnixStream::from_std(socket))
             }
+            BlockingSocket::Tls(TlsSocket { connection, socket }) => {
+                socket.set_nonblocking(true)?;
+                PolledSocket::Tls(TlsSocket { connection, socket: mio::net::TcpStream::from_std(socket) })
+            }
         })
     }
 }
@@ -53,6 +64,7 @@ impl Read for BlockingSocket {
         match self {
             BlockingSocket::Tcp(socket) => socket.read(buffer),
             BlockingSocket::Unix(socket) => socket.read(buffer),
+            BlockingSocket::Tls(socket) => socket.read(buffer),
         }
     }
 }
@@ -62,11 +74,15 @@ impl Write for BlockingSocket {
         match self {
             BlockingSocket::Tcp(socket) => socket.write(buffer),
             BlockingSocket::Unix(socket) => socket.write(buffer),
+            BlockingSocket::Tls(socket) => socket.write(buffer),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        match self {
+            BlockingSocket::Tls(socket) => socket.flush(),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -77,6 +93,8 @@ pub enum PolledSocket {
     Tcp(mio::net::TcpStream),
     /// A unix socket.
     Unix(mio::net::UnixStream),
+    /// TLS over TCP.
+    Tls(TlsSocket<mio::net::TcpStream>),
 }
 
 impl PolledSocket {
@@ -84,6 +102,7 @@ impl PolledSocket {
         match self {
             PolledSocket::Tcp(socket) => socket,
             PolledSocket::Unix(socket) => socket,
+            PolledSocket::Tls(socket) => &mut socket.socket,
         }
     }
 }
@@ -107,6 +126,7 @@ impl Read for PolledSocket {
         match self {
             PolledSocket::Tcp(socket) => socket.read(buffer),
             PolledSocket::Unix(socket) => socket.read(buffer),
+            PolledSocket::Tls(socket) => socket.read(buffer),
         }
     }
 }
@@ -116,10 +136,72 @@ impl Write for PolledSocket {
         match self {
             PolledSocket::Tcp(socket) => socket.write(buffer),
             PolledSocket::Unix(socket) => socket.write(buffer),
+            PolledSocket::Tls(socket) => socket.write(buffer),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        match self {
+            PolledSocket::Tls(socket) => socket.flush(),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A TLS connection over a socket that may block or not. The handshake happens in the first reads and writes.
+#[derive(Debug)]
+pub struct TlsSocket<T> {
+    connection: Box<ClientConnection>,
+    socket: T,
+}
+
+impl<T: Read + Write> TlsSocket<T> {
+    /// Nothing is sent yet.
+    pub fn new(connection: ClientConnection, socket: T) -> TlsSocket<T> {
+        TlsSocket { connection: Box::new(connection), socket }
+    }
+}
+
+impl<T: Read + Write> Read for TlsSocket<T> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.connection.reader().read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                done => return done,
+            }
+            // The handshake, or an answer to the other side's wish for new keys.
+            match self.flush() {
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+                _ => {}
+            }
+            self.connection.read_tls(&mut self.socket)?;
+            if let Err(error) = self.connection.process_new_packets() {
+                // Tells the other side why; if that does not get through, it sees an end without a word.
+                let _ = self.flush();
+                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+            }
+        }
+    }
+}
+
+impl<T: Read + Write> Write for TlsSocket<T> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        // What is taken here and not by the kernel goes with the next flush.
+        let taken = self.connection.writer().write(buffer)?;
+        match self.flush() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && taken > 0 => Ok(taken),
+            Err(error) => Err(error),
+            Ok(()) if taken == 0 && !buffer.is_empty() => self.connection.writer().write(buffer),
+            Ok(()) => Ok(taken),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        while self.connection.wants_write() {
+            if self.connection.write_tls(&mut self.socket)? == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+        }
         Ok(())
     }
 }
@@ -131,24 +213,8 @@ pub enum AsyncSocket {
     Tcp(tokio::net::TcpStream),
     /// A unix socket.
     Unix(tokio::net::UnixStream),
-}
-
-impl AsyncSocket {
-    /// Waits until there may be something to read.
-    pub async fn readable(&self) -> io::Result<()> {
-        match self {
-            AsyncSocket::Tcp(socket) => socket.readable().await,
-            AsyncSocket::Unix(socket) => socket.readable().await,
-        }
-    }
-
-    /// Reads what is there.
-    pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            AsyncSocket::Tcp(socket) => socket.try_read(buffer),
-            AsyncSocket::Unix(socket) => socket.try_read(buffer),
-        }
-    }
+    /// TLS over TCP.
+    Tls(Box<tokio_rustls::client::TlsStream<tokio::net::TcpStream>>),
 }
 
 impl AsyncRead for AsyncSocket {
@@ -160,6 +226,7 @@ impl AsyncRead for AsyncSocket {
         match self.get_mut() {
             AsyncSocket::Tcp(socket) => Pin::new(socket).poll_read(cx, buffer),
             AsyncSocket::Unix(socket) => Pin::new(socket).poll_read(cx, buffer),
+            AsyncSocket::Tls(socket) => Pin::new(socket).poll_read(cx, buffer),
         }
     }
 }
@@ -169,6 +236,7 @@ impl AsyncWrite for AsyncSocket {
         match self.get_mut() {
             AsyncSocket::Tcp(socket) => Pin::new(socket).poll_write(cx, buffer),
             AsyncSocket::Unix(socket) => Pin::new(socket).poll_write(cx, buffer),
+            AsyncSocket::Tls(socket) => Pin::new(socket).poll_write(cx, buffer),
         }
     }
 
@@ -176,6 +244,7 @@ impl AsyncWrite for AsyncSocket {
         match self.get_mut() {
             AsyncSocket::Tcp(socket) => Pin::new(socket).poll_flush(cx),
             AsyncSocket::Unix(socket) => Pin::new(socket).poll_flush(cx),
+            AsyncSocket::Tls(socket) => Pin::new(socket).poll_flush(cx),
         }
     }
 
@@ -183,6 +252,7 @@ impl AsyncWrite for AsyncSocket {
         match self.get_mut() {
             AsyncSocket::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
             AsyncSocket::Unix(socket) => Pin::new(socket).poll_shutdown(cx),
+            AsyncSocket::Tls(socket) => Pin::new(socket).poll_shutdown(cx),
         }
     }
 }

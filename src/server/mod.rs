@@ -28,6 +28,7 @@ use crate::reactor::{Links, Reactor, Socket};
 use crate::redis::headroom::Headroom;
 use crate::redis::ingest::{self, Ingest};
 use crate::redis::presence;
+use crate::redis::sentinel;
 use crate::redis::stats::IngestStats;
 use crate::status::{self, Process, Status};
 
@@ -80,7 +81,7 @@ async fn serve(mut config: Config) -> Result<(), Failure> {
 
     let (presence_requests, presence) = presence::new(redis.clone(), &limits, clock);
     let headroom = presence.headroom();
-    let database = database_options(&config);
+    let database = database_options(&config)?;
     let pool = |options: &db::Options| Pool::new(options).map_err(|error| Failure(error.to_string()));
     let audience = match &database {
         Some(options) => {
@@ -174,6 +175,9 @@ async fn serve(mut config: Config) -> Result<(), Failure> {
     }
     tokio::spawn(memory::watch(Arc::clone(&door), Arc::clone(&gate)));
     tokio::spawn(presence.run(ingest.commands()));
+    if let Some(sentinels) = redis.sentinels() {
+        sentinel::watch(sentinels, limits.redis_ping, ingest.waker());
+    }
     tokio::spawn(door::subscribe::serve(Arc::clone(&door), requests_end, mailboxes.clone().into()));
     let ingest = ingest
         .start(ingest::Setup {
@@ -304,14 +308,18 @@ fn raise_descriptor_limit() -> u64 {
 }
 
 fn redis_options(config: &Config) -> Result<crate::redis::Options, Failure> {
-    let redis = &config.redis;
-    crate::redis::Options::new(redis)
-        .ok_or_else(|| Failure(format!("{}: this kind of address is not supported yet", redis.variable)))
+    let options = crate::redis::Options::new(&config.redis, &config.tls);
+    options.map_err(|error| Failure(format!("Redis: {error}")))
 }
 
-fn database_options(config: &Config) -> Option<db::Options> {
-    let database = config.database.as_ref()?;
-    Some(db::Options {
+fn database_options(config: &Config) -> Result<Option<db::Options>, Failure> {
+    let Some(database) = &config.database else { return Ok(None) };
+    let encryption = match database.host {
+        DatabaseHost::Tcp(_) => db::Encryption::new(&database.tls, &config.tls)
+            .map_err(|error| Failure(format!("PostgreSQL: {error}")))?,
+        DatabaseHost::SocketDir(_) => db::Encryption::default(),
+    };
+    Ok(Some(db::Options {
         host: match &database.host {
             DatabaseHost::Tcp(host) => db::Host::Tcp(host.clone()),
             DatabaseHost::SocketDir(dir) => db::Host::Unix(dir.clone()),
@@ -323,8 +331,9 @@ fn database_options(config: &Config) -> Option<db::Options> {
         pool_size: database.pool_size,
         connect_timeout: database.connect_timeout,
         session_options: database.options.clone(),
+        encryption,
         ..db::Options::default()
-    })
+    }))
 }
 
 fn demo_directory() -> MemoryDirectory {

@@ -10,6 +10,7 @@
 
 #![allow(dead_code, unused_imports, clippy::unwrap_used, clippy::expect_used)]
 
+pub mod certificates;
 pub mod crowd;
 pub mod http;
 pub mod machine;
@@ -18,6 +19,7 @@ pub mod postgres;
 pub mod posts;
 pub mod proxy;
 pub mod redis;
+pub mod sentinel;
 pub mod server;
 pub mod sse;
 pub mod streams;

@@ -178,8 +178,8 @@ fn run(folder: Folder, port: u16, settings: &[&str]) -> Postgres {
     Postgres { port, service: Service::start(folder, "QUIT", &command(&words)) }
 }
 
-/// Gives a folder (not what is in it) to the user who runs PostgreSQL.
-fn own(path: &Path) {
+/// Gives a file, or a folder without what is in it, to the user who runs PostgreSQL.
+pub fn own(path: &Path) {
     if !as_postgres().is_empty() {
         let done = Command::new("chown").arg("postgres:postgres").arg(path).status();
         assert!(done.is_ok_and(|status| status.success()), "chown {}", path.display());

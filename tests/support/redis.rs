@@ -79,6 +79,11 @@ impl Redis {
         self.client.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).command(words)
     }
 
+    /// Connects anew, where the server has dropped its clients.
+    pub fn reconnect(&self) {
+        *self.client.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = self.client();
+    }
+
     /// Publishes; gives the number of subscribers that Redis handed it to.
     pub fn publish(&self, channel: &str, message: &str) -> i64 {
         self.command(&["PUBLISH", channel, message]).integer()

@@ -58,6 +58,15 @@ impl World {
         World::build(&[], variables, Postgres::own_database, |_, _| ())
     }
 
+    /// A world with that Redis.
+    pub fn with_redis(redis: Redis, variables: &[(&str, &str)]) -> Option<World> {
+        let Some(postgres) = postgres::shared() else {
+            left_out("needs postgresql");
+            return None;
+        };
+        Some(World::of(redis, postgres, variables, |postgres| postgres.database(), |_, _| ()))
+    }
+
     fn build(
         redis_settings: &[&str],
         variables: &[(&str, &str)],
@@ -65,6 +74,16 @@ impl World {
         adjust: impl FnOnce(&Redis, &mut Env),
     ) -> Option<World> {
         let (redis, postgres) = servers_with(redis_settings)?;
+        Some(World::of(redis, postgres, variables, database, adjust))
+    }
+
+    fn of(
+        redis: Redis,
+        postgres: &Postgres,
+        variables: &[(&str, &str)],
+        database: impl FnOnce(&Postgres) -> Database,
+        adjust: impl FnOnce(&Redis, &mut Env),
+    ) -> World {
         let db = Arc::new(database(postgres));
         let mut env = environment(&redis, &postgres.url(&db.name));
         for (name, value) in variables {
@@ -75,7 +94,7 @@ impl World {
         if peer().is_some() {
             until_peer_is_ready(&redis);
         }
-        Some(World { server, env, redis, db })
+        World { server, env, redis, db }
     }
 
     /// An account whose token has these scopes.

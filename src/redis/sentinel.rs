@@ -1,0 +1,329 @@
+//! Sentinel: who the master is, and when that changes.
+//!
+//! Whoever connects asks the sentinels one after the other, beginning with the one that answered last; each
+//! has its share of the time, so that dead ones cost little. What they name is believed only if it says itself
+//! that it is the master (ROLE), as Redis's guide for clients has it: right after a failover some still name the
+//! old one.
+//!
+//! A change is noticed in two ways: the old master's connections end (it died, or was made a replica, which
+//! drops its clients), or a sentinel announces it (`+switch-master`), which also finds a master that was cut off
+//! from them and not from us. [`watch`] listens to all of them.
+//!
+//! Bounds: a connection to each sentinel; what they send is read 4 KiB at a time.
+//! Tested with three sentinels, a master and a replica in `tests/redis_sentinel.rs`.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use bytes::BytesMut;
+use redis_protocol::resp2::decode::decode;
+use redis_protocol::resp2::types::OwnedFrame;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::{sleep, timeout};
+
+use crate::config::{self, HostPort, Secret};
+use crate::redis::backoff::Backoff;
+use crate::redis::command::encode;
+use crate::redis::connect::{CONNECT_TIMEOUT, ConnectError, Greeting, Role, connect_async, dialogue};
+use crate::redis::{Address, Options};
+use crate::tls::Client;
+
+/// Longest message of a sentinel's; more is not its protocol.
+const MESSAGE_BYTES_MAX: usize = 64 * 1024;
+
+/// The sentinels, and what is known from them.
+pub struct Sentinels {
+    master: String,
+    sentinels: Vec<HostPort>,
+    user: Option<String>,
+    password: Option<Secret>,
+    tls: Option<Client>,
+    /// Which of them answered last.
+    first: AtomicUsize,
+    /// The master that was connected to last.
+    current: ArcSwapOption<HostPort>,
+    /// A sentinel has announced another.
+    moved: AtomicBool,
+}
+
+impl fmt::Debug for Sentinels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Sentinels({self})")
+    }
+}
+
+impl fmt::Display for Sentinels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(HostPort { host, port }) = self.current() {
+            return write!(f, "{} (master {})", Address::Tcp { host, port }, self.master);
+        }
+        write!(f, "master {} of the sentinels", self.master)?;
+        for (n, at) in self.sentinels.iter().enumerate() {
+            write!(f, "{} {}", if n > 0 { "," } else { "" }, address(at))?;
+        }
+        Ok(())
+    }
+}
+
+impl PartialEq for Sentinels {
+    fn eq(&self, other: &Sentinels) -> bool {
+        self.master == other.master && self.sentinels == other.sentinels
+    }
+}
+
+impl Eq for Sentinels {}
+
+fn address(at: &HostPort) -> Address {
+    Address::Tcp { host: at.host.clone(), port: at.port }
+}
+
+impl Sentinels {
+    /// As configured; `tls` is for the sentinels themselves.
+    pub fn new(config: &config::Sentinel, tls: Option<Client>) -> Sentinels {
+        Sentinels {
+            master: config.master.clone(),
+            sentinels: config.sentinels.clone(),
+            user: config.user.clone(),
+            password: config.password.clone(),
+            tls,
+            first: AtomicUsize::new(0),
+            current: ArcSwapOption::empty(),
+            moved: AtomicBool::new(false),
+        }
+    }
+
+    /// The master that was connected to last.
+    pub fn current(&self) -> Option<HostPort> {
+        self.current.load().as_deref().cloned()
+    }
+
+    /// The master's name.
+    pub fn master(&self) -> &str {
+        &self.master
+    }
+
+    pub(super) fn set_current(&self, at: HostPort) {
+        self.current.store(Some(Arc::new(at)));
+    }
+
+    /// Whether another master was announced since this was asked last.
+    pub(super) fn has_moved(&self) -> bool {
+        self.moved.swap(false, Relaxed)
+    }
+
+    fn options(&self, at: &HostPort) -> Options {
+        Options {
+            address: address(at),
+            tls: self.tls.clone(),
+            username: self.user.clone(),
+            password: self.password.clone(),
+            ..Options::default()
+        }
+    }
+
+    /// Asks who the master is.
+    pub(super) fn find(&self, deadline: Instant) -> Result<HostPort, ConnectError> {
+        let count = self.sentinels.len();
+        let first = self.first.load(Relaxed);
+        let mut failures = Vec::new();
+        for tried in 0..count {
+            let number = (first + tried) % count;
+            let Some(at) = self.sentinels.get(number) else { continue };
+            let left = deadline.saturating_duration_since(Instant::now());
+            // One that swallows everything must not eat the time of the others.
+            let share = left / u32::try_from(count - tried + 1).unwrap_or(2);
+            match self.ask(at, Instant::now() + share) {
+                Ok(Some(master)) => {
+                    self.first.store(number, Relaxed);
+                    return Ok(master);
+                }
+                Ok(None) => failures.push(format!("{} knows no master of that name", address(at))),
+                Err(error) => failures.push(self.told(&error)),
+            }
+        }
+        Err(ConnectError::NoMaster { name: self.master.clone(), failures: failures.join("; ") })
+    }
+
+    fn ask(&self, at: &HostPort, deadline: Instant) -> Result<Option<HostPort>, ConnectError> {
+        let options = self.options(at);
+        let (mut out, mut greeting) = Greeting::new(&options, Role::Sentinel);
+        greeting.ask_for_master(&mut out, &self.master);
+        dialogue(&options, &out, &mut greeting, deadline)?;
+        Ok(greeting.into_master())
+    }
+
+    /// An error in words; the variables for the sentinels have names of their own.
+    fn told(&self, error: &ConnectError) -> String {
+        match error {
+            ConnectError::Refused { address, command, text, .. }
+                if text.starts_with("WRONGPASS") || text.starts_with("NOAUTH") =>
+            {
+                format!(
+                    "{address} refuses {command}: {text}; check REDIS_SENTINEL_USERNAME and \
+                     REDIS_SENTINEL_PASSWORD (where these are not set, REDIS_USER and REDIS_PASSWORD count)"
+                )
+            }
+            ConnectError::Unreachable(address, error) | ConnectError::Resolve(address, error) => {
+                format!("{address}: {error}")
+            }
+            other => other.to_string(),
+        }
+    }
+}
+
+/// Listens to every sentinel for as long as the runtime lives; `wake` is called after a change of the master.
+/// To be called on a runtime.
+pub fn watch(sentinels: &Arc<Sentinels>, patience: Duration, wake: impl Fn() + Send + Sync + 'static) {
+    let wake = Arc::new(wake);
+    for (number, at) in sentinels.sentinels.clone().into_iter().enumerate() {
+        let (sentinels, wake) = (Arc::clone(sentinels), Arc::clone(&wake));
+        tokio::spawn(async move {
+            let mut backoff = Backoff::default();
+            loop {
+                let changed = || {
+                    // That one knows; others may still name the old one.
+                    sentinels.first.store(number, Relaxed);
+                    sentinels.moved.store(true, Relaxed);
+                    wake();
+                };
+                let error = listen(&sentinels, &at, patience, changed, &mut backoff).await;
+                tracing::debug!("the sentinel at {} is not heard: {error}", address(&at));
+                sleep(backoff.next_delay()).await;
+            }
+        });
+    }
+}
+
+/// Why a sentinel is not heard any more.
+#[derive(Debug, thiserror::Error)]
+enum Deaf {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error("the connection broke ({0})")]
+    Broken(#[from] io::Error),
+    #[error("it does not answer")]
+    Silent,
+    #[error("it does not speak as a sentinel does")]
+    Strange,
+}
+
+async fn listen(
+    sentinels: &Sentinels,
+    at: &HostPort,
+    patience: Duration,
+    changed: impl Fn(),
+    backoff: &mut Backoff,
+) -> Deaf {
+    let options = sentinels.options(at);
+    let connected = match timeout(CONNECT_TIMEOUT, connect_async(&options, Role::Sentinel)).await {
+        Ok(Ok(connected)) => connected,
+        Ok(Err(error)) => return error.into(),
+        Err(_) => return Deaf::Silent,
+    };
+    let mut stream = connected.stream;
+    let mut out = BytesMut::new();
+    encode(&mut out, &[b"SUBSCRIBE", b"+switch-master"]);
+    let mut input = BytesMut::with_capacity(4096);
+    let mut pinged = false;
+    loop {
+        if let Err(error) = stream.write_all(&out).await {
+            return error.into();
+        }
+        out.clear();
+        match timeout(patience, stream.read_buf(&mut input)).await {
+            Ok(Ok(0)) => return Deaf::Broken(io::ErrorKind::UnexpectedEof.into()),
+            Ok(Ok(_)) => pinged = false,
+            Ok(Err(error)) => return error.into(),
+            Err(_) if pinged => return Deaf::Silent,
+            Err(_) => {
+                encode(&mut out, &[b"PING"]);
+                pinged = true;
+            }
+        }
+        loop {
+            match decode(&input) {
+                Ok(Some((frame, used))) => {
+                    let _ = input.split_to(used);
+                    backoff.reset();
+                    if sentinels.announced(&frame) {
+                        changed();
+                    }
+                }
+                Ok(None) if input.len() <= MESSAGE_BYTES_MAX => break,
+                _ => return Deaf::Strange,
+            }
+        }
+    }
+}
+
+impl Sentinels {
+    /// Whether that message says that our master is another now.
+    fn announced(&self, frame: &OwnedFrame) -> bool {
+        let OwnedFrame::Array(parts) = frame else { return false };
+        let [OwnedFrame::BulkString(kind), _, OwnedFrame::BulkString(text)] = parts.as_slice() else {
+            return false;
+        };
+        if kind != b"message" {
+            return false;
+        }
+        // NAME OLD-ADDRESS OLD-PORT NEW-ADDRESS NEW-PORT
+        let text = String::from_utf8_lossy(text);
+        let words: Vec<&str> = text.split(' ').collect();
+        let [name, _, _, host, port] = words.as_slice() else { return false };
+        let other = self.current().is_none_or(|now| now.host != *host || now.port.to_string() != *port);
+        *name == self.master && other
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sentinels() -> Sentinels {
+        Sentinels::new(
+            &config::Sentinel {
+                master: "mymaster".into(),
+                sentinels: vec![HostPort { host: "::1".into(), port: 1 }],
+                user: None,
+                password: Some(Secret::new("hunter2")),
+                tls: false,
+                master_tls: false,
+            },
+            None,
+        )
+    }
+
+    fn message(text: &str) -> OwnedFrame {
+        let words = ["message", "+switch-master", text];
+        OwnedFrame::Array(words.iter().map(|word| OwnedFrame::BulkString(word.as_bytes().to_vec())).collect())
+    }
+
+    #[test]
+    fn only_a_change_of_our_own_master_counts() {
+        let sentinels = sentinels();
+        assert_eq!(sentinels.to_string(), "master mymaster of the sentinels [::1]:1");
+        sentinels.set_current(HostPort { host: "10.0.0.2".into(), port: 6379 });
+        assert_eq!(sentinels.to_string(), "10.0.0.2:6379 (master mymaster)");
+        assert!(!sentinels.announced(&message("other 10.0.0.1 6379 10.0.0.3 6379")));
+        assert!(
+            !sentinels.announced(&message("mymaster 10.0.0.1 6379 10.0.0.2 6379")),
+            "we are there already"
+        );
+        assert!(!sentinels.announced(&message("mymaster 10.0.0.1")));
+        assert!(sentinels.announced(&message("mymaster 10.0.0.2 6379 10.0.0.2 6380")));
+        assert!(!format!("{sentinels:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn sentinels_that_are_all_dead_are_named() {
+        let error = sentinels().find(Instant::now() + Duration::from_secs(5)).unwrap_err().to_string();
+        assert!(
+            error.contains("mymaster") && error.contains("[::1]:1") && error.contains("REDIS_SENTINELS"),
+            "{error}"
+        );
+    }
+}
