@@ -35,20 +35,40 @@ pub enum Address {
     Tcp(String, u16),
     /// `SOCKET`: the path of a unix socket, readable and writable for everybody.
     Unix(PathBuf),
+    /// `ADMIN_BIND`, like [`Address::Tcp`]: pages alone are served there.
+    Admin(String, u16),
+}
+
+/// Which variables an address came from: every refusal names them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// `BIND` and `PORT`.
+    Main,
+    /// `ADMIN_BIND`.
+    Admin,
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Origin::Main => "BIND and PORT",
+            Origin::Admin => "ADMIN_BIND",
+        })
+    }
 }
 
 /// Why listening failed: the start ends with this line.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// The name in `BIND` has no address.
-    #[error("BIND={0}: no such address ({1}); set BIND to an address of this machine")]
-    NoAddress(String, io::Error),
+    /// The name has no address.
+    #[error("{0}: no such address ({1}); set {2} to an address of this machine")]
+    NoAddress(String, io::Error, Origin),
     /// Another process listens there.
-    #[error("{0} is in use by another process; set BIND and PORT to a free address, or stop that process")]
-    PortInUse(SocketAddr),
+    #[error("{0} is in use by another process; set {1} to a free address, or stop that process")]
+    PortInUse(SocketAddr, Origin),
     /// The system refused the address.
-    #[error("cannot listen on {0} (BIND, PORT): {1}")]
-    Tcp(SocketAddr, io::Error),
+    #[error("cannot listen on {0}: {1}; set {2} to an address of this machine that this user may use")]
+    Tcp(SocketAddr, io::Error, Origin),
     /// A live process listens on that path.
     #[error("SOCKET={0}: another process listens there; stop it, or set SOCKET to another path")]
     SocketInUse(PathBuf),
@@ -66,6 +86,7 @@ pub enum ListenError {
 pub struct Listener {
     socket: ListeningSocket,
     address: String,
+    origin: Origin,
 }
 
 #[derive(Debug)]
@@ -99,7 +120,8 @@ impl Listener {
     /// With one line that names the variable and what to do.
     pub fn bind(address: &Address) -> Result<Listener, ListenError> {
         match address {
-            Address::Tcp(host, port) => Listener::bind_tcp(host, *port),
+            Address::Tcp(host, port) => Listener::bind_tcp(host, *port, Origin::Main),
+            Address::Admin(host, port) => Listener::bind_tcp(host, *port, Origin::Admin),
             Address::Unix(path) => Listener::bind_unix(path),
         }
     }
@@ -109,8 +131,8 @@ impl Listener {
         &self.address
     }
 
-    fn bind_tcp(host: &str, port: u16) -> Result<Listener, ListenError> {
-        let no_address = |error| ListenError::NoAddress(host.to_owned(), error);
+    fn bind_tcp(host: &str, port: u16, origin: Origin) -> Result<Listener, ListenError> {
+        let no_address = |error| ListenError::NoAddress(host.to_owned(), error, origin);
         let address = (host, port)
             .to_socket_addrs()
             .map_err(no_address)?
@@ -127,11 +149,11 @@ impl Listener {
             TcpListener::from_std(socket.into())
         };
         let listener = listen().map_err(|error| match error.kind() {
-            io::ErrorKind::AddrInUse => ListenError::PortInUse(address),
-            _ => ListenError::Tcp(address, error),
+            io::ErrorKind::AddrInUse => ListenError::PortInUse(address, origin),
+            _ => ListenError::Tcp(address, error, origin),
         })?;
         let address = listener.local_addr().unwrap_or(address).to_string();
-        Ok(Listener { socket: ListeningSocket::Tcp(listener), address })
+        Ok(Listener { socket: ListeningSocket::Tcp(listener), address, origin })
     }
 
     fn bind_unix(path: &Path) -> Result<Listener, ListenError> {
@@ -169,7 +191,11 @@ impl Listener {
             Ok((listener, SocketFile { path: path.to_owned(), identity }))
         };
         let (listener, file) = listen().map_err(failed)?;
-        Ok(Listener { socket: ListeningSocket::Unix(listener, file), address: path.display().to_string() })
+        Ok(Listener {
+            socket: ListeningSocket::Unix(listener, file),
+            address: path.display().to_string(),
+            origin: Origin::Main,
+        })
     }
 
     async fn accept(&self) -> io::Result<(Stream, Peer)> {
@@ -212,7 +238,10 @@ fn tune(socket: &SockRef<'_>) -> io::Result<()> {
 /// Lets clients in until `shutdown`; then the listening socket is closed first of all, and whoever is still
 /// at the door is sent away. Says that it listens, in the words that Mastodon's own tests wait for.
 pub async fn serve<S: Socket>(door: Arc<Door<S>>, listener: Listener, shutdown: impl Future<Output = ()>) {
-    tracing::info!("Streaming API now listening on {}", listener.address());
+    match listener.origin {
+        Origin::Main => tracing::info!("Streaming API now listening on {}", listener.address()),
+        Origin::Admin => tracing::info!("Metrics and status pages are on {}", listener.address()),
+    }
     let waiting_room = Arc::new(WaitingRoom::default());
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);
