@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use tidegate::config::{Config, Env, HostPort, Listen, Mode, variables};
 use tidegate::logging;
+use tidegate::server::check::check;
 
 /// A small, fast streaming server for Mastodon: Redis pub/sub to WebSockets and Server-Sent Events.
 ///
@@ -28,6 +29,15 @@ enum Command {
         #[arg(long)]
         port: Option<u16>,
     },
+    /// Try everything that the configuration names, and say of each thing whether it works and what to do.
+    ///
+    /// Run it as the user and in the directory that the service has. Exit status: 0 when a start would serve
+    /// (there may be warnings), 1 when something would not work, 2 when the settings are refused.
+    Check {
+        /// As for the server: without PostgreSQL.
+        #[arg(long)]
+        no_database: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -36,6 +46,10 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => error.exit(),
     };
+    if let Some(Command::Check { no_database }) = arguments.command {
+        let mode = if no_database { Mode::NoDatabase } else { Mode::Serve };
+        return check(&Env::load(), mode, &mut std::io::stdout().lock()).code().into();
+    }
     match start(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(lines) => {
@@ -50,8 +64,8 @@ fn main() -> ExitCode {
 fn start(arguments: Arguments) -> Result<(), Vec<String>> {
     let mode = match &arguments.command {
         Some(Command::Demo { .. }) => Mode::Demo,
-        None if arguments.no_database => Mode::NoDatabase,
-        None => Mode::Serve,
+        _ if arguments.no_database => Mode::NoDatabase,
+        _ => Mode::Serve,
     };
     // The demo belongs to no Mastodon, even where a .env file lies about.
     let env = if mode == Mode::Demo { Env::from_process() } else { Env::load() };

@@ -1,5 +1,6 @@
 //! Where the rooms meet: makes the parts, gives each what it needs, runs until a signal, and drains.
 
+pub mod check;
 mod memory;
 mod pages;
 mod sources;
