@@ -91,7 +91,7 @@ variables! {
     }
     Listening {
         PORT = "4000", "TCP port, 0 to 65535. 0 takes any free one.";
-        BIND = "127.0.0.1", "Address to listen on. IPv6 addresses may stand in square brackets. Set but empty: all addresses.";
+        BIND = "127.0.0.1", "Address to listen on. IPv6 addresses may stand in square brackets. Set but empty: all addresses. A socket that systemd passes (socket activation) wins over BIND, PORT and SOCKET.";
         SOCKET = "", "Path of a unix socket to listen on instead of BIND and PORT.";
         TRUSTED_PROXY_IP = "loopback,uniquelocal", "Proxies whose X-Forwarded-For is believed: addresses, networks (10.0.0.0/8) and the names loopback, linklocal and uniquelocal, separated by commas or blanks.";
     }

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -78,6 +79,12 @@ pub enum ListenError {
     /// The system refused the path.
     #[error("cannot listen on SOCKET={0}: {1}")]
     Unix(PathBuf, io::Error),
+    /// What systemd passed cannot be accepted on.
+    #[error("the socket {0:?} that systemd passes (LISTEN_FDS) {1}")]
+    Passed(String, &'static str),
+    /// The system refused to use what systemd passed.
+    #[error("the socket {0:?} that systemd passes (LISTEN_FDS) cannot be used: {1}")]
+    PassedFailed(String, io::Error),
 }
 
 /// A socket that listens. Dropping it stops that, and removes the file of a unix socket before, so that a
@@ -92,7 +99,8 @@ pub struct Listener {
 #[derive(Debug)]
 enum ListeningSocket {
     Tcp(TcpListener),
-    Unix(UnixListener, SocketFile),
+    /// The file is systemd's where systemd passed the socket.
+    Unix(UnixListener, Option<SocketFile>),
 }
 
 /// The file of a unix socket, removed when dropped, unless another file has taken its place.
@@ -104,7 +112,7 @@ struct SocketFile {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let ListeningSocket::Unix(_, file) = &self.socket
+        if let ListeningSocket::Unix(_, Some(file)) = &self.socket
             && std::fs::symlink_metadata(&file.path)
                 .is_ok_and(|found| (found.dev(), found.ino()) == file.identity)
         {
@@ -126,6 +134,42 @@ impl Listener {
         }
     }
 
+    /// Takes a socket that listens already, passed by systemd under `name`. To be called within the door's
+    /// runtime.
+    ///
+    /// # Errors
+    /// With one line that says what the unit should have.
+    pub fn passed(socket: OwnedFd, name: &str, origin: Origin) -> Result<Listener, ListenError> {
+        let failed = |error| ListenError::PassedFailed(name.to_owned(), error);
+        let wrong = |what| Err(ListenError::Passed(name.to_owned(), what));
+        let socket = RawSocket::from(socket);
+        match socket.r#type() {
+            Ok(Type::STREAM) => {}
+            Ok(_) => return wrong("takes no connections; use ListenStream="),
+            Err(_) => return wrong("is no socket; use ListenStream="),
+        }
+        if !is_listening(&socket).map_err(failed)? {
+            return wrong("is one connection and not a listening socket; set Accept=no");
+        }
+        let local = socket.local_addr().map_err(failed)?;
+        socket.set_nonblocking(true).map_err(failed)?;
+        if let Some(address) = local.as_socket() {
+            tune(&SockRef::from(&socket)).map_err(failed)?;
+            let listener = TcpListener::from_std(socket.into()).map_err(failed)?;
+            return Ok(Listener {
+                socket: ListeningSocket::Tcp(listener),
+                address: address.to_string(),
+                origin,
+            });
+        }
+        if !local.is_unix() {
+            return wrong("is neither a TCP nor a unix socket; use ListenStream=");
+        }
+        let path = local.as_pathname().map_or_else(|| name.to_owned(), |path| path.display().to_string());
+        let listener = UnixListener::from_std(socket.into()).map_err(failed)?;
+        Ok(Listener { socket: ListeningSocket::Unix(listener, None), address: path, origin })
+    }
+
     /// Where it listens: `127.0.0.1:4000`, or the path.
     pub fn address(&self) -> &str {
         &self.address
@@ -138,8 +182,12 @@ impl Listener {
             .map_err(no_address)?
             .next()
             .ok_or_else(|| no_address(io::ErrorKind::NotFound.into()))?;
-        let listen = || -> io::Result<TcpListener> {
+        let listen = |address: SocketAddr| -> io::Result<TcpListener> {
             let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, None)?;
+            if address.is_ipv6() && address.ip().is_unspecified() {
+                // All addresses are those of both families, whatever net.ipv6.bindv6only says.
+                socket.set_only_v6(false)?;
+            }
             socket.set_reuse_address(true)?;
             socket.set_nonblocking(true)?;
             // Before listening: the receive buffer decides on the window scale.
@@ -148,7 +196,16 @@ impl Listener {
             socket.listen(LISTEN_BACKLOG)?;
             TcpListener::from_std(socket.into())
         };
-        let listener = listen().map_err(|error| match error.kind() {
+        let mut listening = listen(address);
+        if host == "::"
+            && listening.as_ref().is_err_and(|error| {
+                [Some(libc::EAFNOSUPPORT), Some(libc::EADDRNOTAVAIL)].contains(&error.raw_os_error())
+            })
+        {
+            // A kernel without IPv6.
+            listening = listen(SocketAddr::from(([0, 0, 0, 0], port)));
+        }
+        let listener = listening.map_err(|error| match error.kind() {
             io::ErrorKind::AddrInUse => ListenError::PortInUse(address, origin),
             _ => ListenError::Tcp(address, error, origin),
         })?;
@@ -192,7 +249,7 @@ impl Listener {
         };
         let (listener, file) = listen().map_err(failed)?;
         Ok(Listener {
-            socket: ListeningSocket::Unix(listener, file),
+            socket: ListeningSocket::Unix(listener, Some(file)),
             address: path.display().to_string(),
             origin: Origin::Main,
         })
@@ -215,6 +272,17 @@ impl Listener {
             }
         }
     }
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn is_listening(socket: &RawSocket) -> io::Result<bool> {
+    socket.is_listener()
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn is_listening(_: &RawSocket) -> io::Result<bool> {
+    // Accepting tells.
+    Ok(true)
 }
 
 /// Linux gives an accepted socket all the options of its listener, which saves a dozen calls per client.

@@ -31,6 +31,7 @@ use crate::redis::ingest::{self, Ingest};
 use crate::redis::presence;
 use crate::redis::stats::IngestStats;
 use crate::status::{self, Process, Status};
+use systemd::Passed;
 
 /// Why the server could not start or had to end: one line for the person who started it.
 #[derive(Debug, thiserror::Error)]
@@ -42,14 +43,15 @@ const DESCRIPTORS_KEPT: u64 = 100;
 
 /// Runs the server until SIGTERM or SIGINT, then drains. A second signal ends it at once.
 pub fn run(config: Config) -> Result<(), Failure> {
+    let passed = Passed::take()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure(format!("cannot start the runtime: {error}")))?;
-    runtime.block_on(serve(config))
+    runtime.block_on(serve(config, passed))
 }
 
-async fn serve(mut config: Config) -> Result<(), Failure> {
+async fn serve(mut config: Config, passed: Passed) -> Result<(), Failure> {
     let clock = Clock::start();
     let mut signals = Signals::new()?;
     let descriptors = raise_descriptor_limit();
@@ -138,8 +140,16 @@ async fn serve(mut config: Config) -> Result<(), Failure> {
     );
 
     // It waits for nothing that clients wait for, and no crowd of clients takes its places.
-    let admin = match &config.monitoring.admin {
-        Some(at) => Some((
+    let admin = match (passed.admin, &config.monitoring.admin) {
+        (Some(socket), _) => Some(
+            Listener::passed(socket, systemd::ADMIN_NAME, door::Origin::Admin)
+                .map_err(|error| Failure(error.to_string()))?,
+        ),
+        (None, Some(at)) => Some(listen(&door::Address::Admin(at.host.clone(), at.port))?),
+        (None, None) => None,
+    };
+    let admin = admin.map(|listener| {
+        (
             Door::<Socket>::new(door::Setup {
                 limits: Limits { door_connections_max: ADMIN_CONNECTIONS_MAX, ..limits.clone() },
                 directory: None,
@@ -152,10 +162,9 @@ async fn serve(mut config: Config) -> Result<(), Failure> {
                 },
                 streams: false,
             }),
-            listen(&door::Address::Admin(at.host.clone(), at.port))?,
-        )),
-        None => None,
-    };
+            listener,
+        )
+    });
     let door = Door::new(door::Setup {
         limits: limits.clone(),
         directory,
@@ -176,7 +185,15 @@ async fn serve(mut config: Config) -> Result<(), Failure> {
     });
     // Set once, here.
     let _ = the_door.set(Arc::clone(&door));
-    let listener = listen(&listen_address(&config.listen))?;
+    let listener = match passed.main {
+        Some((socket, name)) => {
+            tracing::info!(
+                "systemd passes the listening socket {name:?}: BIND, PORT and SOCKET are not used"
+            );
+            Listener::passed(socket, &name, door::Origin::Main).map_err(|error| Failure(error.to_string()))?
+        }
+        None => listen(&listen_address(&config.listen))?,
+    };
 
     let (requests, requests_end) = mpsc::unbounded_channel();
     let mut reactor_threads = Vec::new();
