@@ -6,6 +6,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use tidegate::config::{Config, Env, HostPort, Listen, Mode, variables};
 use tidegate::logging;
 use tidegate::server::check::check;
+use tidegate::server::health;
 
 /// A small, fast streaming server for Mastodon: Redis pub/sub to WebSockets and Server-Sent Events.
 ///
@@ -38,6 +39,12 @@ enum Command {
         #[arg(long)]
         no_database: bool,
     },
+    /// Ask the server that runs at BIND and PORT, or SOCKET, whether it lives: exit status 0 if it does.
+    Health {
+        /// Ask besides whether Redis and PostgreSQL are there.
+        #[arg(long)]
+        ready: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -50,7 +57,11 @@ fn main() -> ExitCode {
         let mode = if no_database { Mode::NoDatabase } else { Mode::Serve };
         return check(&Env::load(), mode, &mut std::io::stdout().lock()).code().into();
     }
-    match start(arguments) {
+    let result = match arguments.command {
+        Some(Command::Health { ready }) => ask_health(ready),
+        _ => start(arguments),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(lines) => {
             for line in lines {
@@ -59,6 +70,13 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn ask_health(ready: bool) -> Result<(), Vec<String>> {
+    // Where it listens is all that counts here.
+    let config = Config::from_env(&Env::load(), Mode::NoDatabase).map_err(|errors| lines(&errors))?;
+    health::ask(&config.listen, if ready { health::READY } else { health::HEALTH })
+        .map_err(|error| vec![error])
 }
 
 fn start(arguments: Arguments) -> Result<(), Vec<String>> {

@@ -8,12 +8,12 @@ mod support;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
-use support::machine::{Folder, free_port};
+use support::machine::{Folder, PATIENCE, free_port, signal};
 use support::postgres::{Database, Postgres};
 use support::redis::Redis;
 use support::server::Env;
 use support::world::{World, environment, servers};
-use support::{Server, Sse, ours_alone, posts};
+use support::{Server, Sse, ours_alone, posts, wait_until};
 
 struct Checked {
     code: i32,
@@ -400,4 +400,35 @@ fn help_lists_every_variable_under_its_group() {
         run(&["check", "--help"], &Env::new()).text.contains("Exit status"),
         "check explains its exit status"
     );
+}
+
+#[test]
+fn health_asks_a_running_server() {
+    if !ours_alone() {
+        return;
+    }
+    let Some(world) = World::start() else { return };
+    let at = |port: u16| with(&world.env, &[("PORT", &port.to_string())]);
+    let running = at(world.server.address().port());
+    wait_until("it is ready", PATIENCE, || run(&["health", "--ready"], &running).code == 0);
+    assert_eq!(run(&["health"], &running).code, 0);
+    assert_eq!(run(&["health"], &with(&running, &[("BIND", "0.0.0.0")])).code, 0);
+    let nobody = run(&["health"], &at(free_port()));
+    assert_eq!(nobody.code, 1);
+    assert!(nobody.text.contains("does not answer"), "{}", nobody.text);
+
+    // Alive without Redis, but not ready.
+    signal(world.redis.service.pid(), "KILL");
+    wait_until("it is not ready", PATIENCE, || {
+        let ready = run(&["health", "--ready"], &running);
+        ready.code == 1 && ready.text.contains("Redis is away")
+    });
+    assert_eq!(run(&["health"], &running).code, 0);
+
+    let folder = Folder::new("health");
+    let path = folder.path().join("streaming.sock");
+    let on_socket = with(&world.env, &[("SOCKET", path.to_str().unwrap())]);
+    assert_eq!(run(&["health"], &on_socket).code, 1);
+    let _server = Server::start(&on_socket);
+    assert_eq!(run(&["health"], &on_socket).code, 0);
 }

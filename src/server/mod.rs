@@ -1,6 +1,7 @@
 //! Where the rooms meet: makes the parts, gives each what it needs, runs until a signal, and drains.
 
 pub mod check;
+pub mod health;
 mod memory;
 mod pages;
 mod sources;

@@ -1,20 +1,13 @@
 //! The addresses to listen on, and how many clients fit.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::time::Duration;
-
 use super::Report;
 use crate::config::{Config, Listen};
 use crate::door::{Address, ListenError, Listener};
+use crate::server::health;
 use crate::server::{DESCRIPTORS_KEPT, listen_address, raise_descriptor_limit};
 
 /// Fewer clients than this are worth a warning: browsers and apps of a few dozen people.
 const CLIENTS_FEW: u64 = 1000;
-
-const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// To be called within a tokio runtime.
 pub(super) fn check(report: &mut Report<'_>, config: &Config) {
@@ -22,9 +15,10 @@ pub(super) fn check(report: &mut Report<'_>, config: &Config) {
         Listen::Tcp(_) => "BIND and PORT",
         Listen::Unix(_) => "SOCKET",
     };
-    bind(report, about, &listen_address(&config.listen));
+    bind(report, about, &listen_address(&config.listen), &config.listen);
     if let Some(admin) = &config.monitoring.admin {
-        bind(report, "ADMIN_BIND", &Address::Admin(admin.host.clone(), admin.port));
+        let address = Address::Admin(admin.host.clone(), admin.port);
+        bind(report, "ADMIN_BIND", &address, &Listen::Tcp(admin.clone()));
     }
     if config.monitoring.status_public {
         report.warn("STATUS_PUBLIC", "the status pages are for everybody");
@@ -55,16 +49,12 @@ pub(super) fn check(report: &mut Report<'_>, config: &Config) {
     }
 }
 
-fn bind(report: &mut Report<'_>, about: &str, address: &Address) {
+fn bind(report: &mut Report<'_>, about: &str, address: &Address, listen: &Listen) {
     match Listener::bind(address) {
         Ok(listener) => report.ok(about, format_args!("{} is free to listen on", listener.address())),
         Err(error @ (ListenError::PortInUse(..) | ListenError::SocketInUse(_))) => {
-            let is_streaming = match &error {
-                ListenError::PortInUse(at, _) => streams_at(*at),
-                ListenError::SocketInUse(path) => streams_on(path),
-                _ => false,
-            };
-            if is_streaming {
+            // The one to be replaced, or ourselves.
+            if health::ask(listen, health::HEALTH).is_ok() {
                 report.warn(
                     about,
                     format_args!(
@@ -77,30 +67,4 @@ fn bind(report: &mut Report<'_>, about: &str, address: &Address) {
         }
         Err(error) => report.fail(about, error),
     }
-}
-
-/// Whether what listens there is a streaming server: the one to be replaced, or ourselves.
-fn streams_at(at: SocketAddr) -> bool {
-    // Nobody can connect to "all addresses".
-    let at = if at.ip().is_unspecified() { SocketAddr::from(([127, 0, 0, 1], at.port())) } else { at };
-    TcpStream::connect_timeout(&at, PROBE_TIMEOUT).is_ok_and(|mut stream| {
-        let timed = stream.set_read_timeout(Some(PROBE_TIMEOUT));
-        timed.is_ok() && says_ok(&mut stream)
-    })
-}
-
-fn streams_on(path: &Path) -> bool {
-    UnixStream::connect(path).is_ok_and(|mut stream| {
-        let timed = stream.set_read_timeout(Some(PROBE_TIMEOUT));
-        timed.is_ok() && says_ok(&mut stream)
-    })
-}
-
-fn says_ok(stream: &mut (impl Read + Write)) -> bool {
-    const ASK: &[u8] =
-        b"GET /api/v1/streaming/health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-    let mut answer = Vec::new();
-    // The time-out ends it where the server does not close.
-    let _ = stream.write_all(ASK).and_then(|()| stream.take(4096).read_to_end(&mut answer).map(drop));
-    answer.starts_with(b"HTTP/1.1 200") && answer.ends_with(b"OK")
 }
