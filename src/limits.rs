@@ -34,6 +34,9 @@ pub const SOCKET_RECEIVE_BYTES: u32 = 16 * 1024;
 /// client's connection up. Longer than two WebSocket pings.
 pub const SOCKET_DEAD_AFTER: Duration = Duration::from_secs(75);
 
+/// Connections to the listener of `ADMIN_BIND` at once: every live view, and some scrapers beside them.
+pub const ADMIN_CONNECTIONS_MAX: usize = 64;
+
 /// `Retry-After` of a 503 or 429, in seconds.
 pub const RETRY_AFTER_SECONDS: u32 = 5;
 

@@ -5,6 +5,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use tidegate::config::{Config, Env, HostPort, Listen, Mode, variables};
 use tidegate::logging;
+use tidegate::server::check::check;
+use tidegate::server::health;
 
 /// A small, fast streaming server for Mastodon: Redis pub/sub to WebSockets and Server-Sent Events.
 ///
@@ -28,6 +30,21 @@ enum Command {
         #[arg(long)]
         port: Option<u16>,
     },
+    /// Try everything that the configuration names, and say of each thing whether it works and what to do.
+    ///
+    /// Run it as the user and in the directory that the service has. Exit status: 0 when a start would serve
+    /// (there may be warnings), 1 when something would not work, 2 when the settings are refused.
+    Check {
+        /// As for the server: without PostgreSQL.
+        #[arg(long)]
+        no_database: bool,
+    },
+    /// Ask the server that runs at BIND and PORT, or SOCKET, whether it lives: exit status 0 if it does.
+    Health {
+        /// Ask besides whether Redis and PostgreSQL are there.
+        #[arg(long)]
+        ready: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -36,7 +53,15 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => error.exit(),
     };
-    match start(arguments) {
+    if let Some(Command::Check { no_database }) = arguments.command {
+        let mode = if no_database { Mode::NoDatabase } else { Mode::Serve };
+        return check(&Env::load(), mode, &mut std::io::stdout().lock()).code().into();
+    }
+    let result = match arguments.command {
+        Some(Command::Health { ready }) => ask_health(ready),
+        _ => start(arguments),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(lines) => {
             for line in lines {
@@ -47,11 +72,18 @@ fn main() -> ExitCode {
     }
 }
 
+fn ask_health(ready: bool) -> Result<(), Vec<String>> {
+    // Where it listens is all that counts here.
+    let config = Config::from_env(&Env::load(), Mode::NoDatabase).map_err(|errors| lines(&errors))?;
+    health::ask(&config.listen, if ready { health::READY } else { health::HEALTH })
+        .map_err(|error| vec![error])
+}
+
 fn start(arguments: Arguments) -> Result<(), Vec<String>> {
     let mode = match &arguments.command {
         Some(Command::Demo { .. }) => Mode::Demo,
-        None if arguments.no_database => Mode::NoDatabase,
-        None => Mode::Serve,
+        _ if arguments.no_database => Mode::NoDatabase,
+        _ => Mode::Serve,
     };
     // The demo belongs to no Mastodon, even where a .env file lies about.
     let env = if mode == Mode::Demo { Env::from_process() } else { Env::load() };

@@ -71,8 +71,16 @@ pub(super) fn tcp(read: &mut Reader) -> Listen {
 
 pub(super) fn admin(read: &mut Reader) -> Option<HostPort> {
     let text = read.text(&variables::ADMIN_BIND)?.trim();
-    match host_and_port(text) {
-        Ok((host, Some(port))) if is_host(host) => Some(HostPort { host: host.to_owned(), port }),
+    // Port 0, any free one, has a meaning only where one listens.
+    let (named, any_port) = match text.strip_suffix(":0") {
+        Some(host) => (host, true),
+        None => (text, false),
+    };
+    match host_and_port(named) {
+        Ok((host, Some(port))) if is_host(host) && !any_port => {
+            Some(HostPort { host: host.to_owned(), port })
+        }
+        Ok((host, None)) if is_host(host) && any_port => Some(HostPort { host: host.to_owned(), port: 0 }),
         _ => {
             read.refuse(&variables::ADMIN_BIND, "HOST:PORT, such as 127.0.0.1:9100 or [::1]:9100");
             None

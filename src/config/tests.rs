@@ -106,7 +106,9 @@ fn listening() {
     let admin = |value| production(&[("ADMIN_BIND", value)]).monitoring.admin.unwrap();
     assert_eq!(admin("127.0.0.1:9100"), host_port("127.0.0.1", 9100));
     assert_eq!(admin("[::1]:9100"), host_port("::1", 9100));
-    for wrong in ["9100", ":9100", "localhost", "::1:9100", "h:0"] {
+    assert_eq!(admin("[::1]:0"), host_port("::1", 0));
+    assert_eq!(admin("localhost:0"), host_port("localhost", 0));
+    for wrong in ["9100", ":9100", "localhost", "::1:9100", ":0"] {
         assert_eq!(errors(&[("ADMIN_BIND", wrong)]).len(), 1, "{wrong}");
     }
 }

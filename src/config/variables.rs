@@ -91,7 +91,7 @@ variables! {
     }
     Listening {
         PORT = "4000", "TCP port, 0 to 65535. 0 takes any free one.";
-        BIND = "127.0.0.1", "Address to listen on. IPv6 addresses may stand in square brackets. Set but empty: all addresses.";
+        BIND = "127.0.0.1", "Address to listen on. IPv6 addresses may stand in square brackets. Set but empty: all addresses. A socket that systemd passes (socket activation) wins over BIND, PORT and SOCKET.";
         SOCKET = "", "Path of a unix socket to listen on instead of BIND and PORT.";
         TRUSTED_PROXY_IP = "loopback,uniquelocal", "Proxies whose X-Forwarded-For is believed: addresses, networks (10.0.0.0/8) and the names loopback, linklocal and uniquelocal, separated by commas or blanks.";
     }
@@ -141,7 +141,7 @@ variables! {
         RUST_LOG = "", "Filter by module, for developers (tidegate::redis=trace,info); wins over LOG_LEVEL.";
     }
     Monitoring {
-        ADMIN_BIND = "", "HOST:PORT of a second listener for /metrics, /ready and the status pages.";
+        ADMIN_BIND = "", "HOST:PORT of a second listener for /metrics, /ready and the status pages, shown there to whoever can connect: keep it on a private address.";
         METRICS_MAIN_PORT = "true", "Whether /metrics is on the main port too, as in Mastodon's own server: true or false.";
         METRICS_PREFIX = "", "Put before the names of all metrics, for example mastodon_streaming_.";
         STATUS_PUBLIC = "false", "Whether anyone may see the status pages: true or false. Otherwise the main port shows them to direct local requests only.";

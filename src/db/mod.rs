@@ -26,6 +26,25 @@ pub use pool::{DbError, Pool, PoolStats};
 pub use stage::{Stage, StageStats};
 pub use tls::Encryption;
 
+/// Everything that is read, by table: what a role needs to be able to `SELECT`. A test runs the server with a
+/// role that may read this and nothing else.
+pub const TABLES: &[(&str, &[&str])] = &[
+    (
+        "oauth_access_tokens",
+        &["id", "token", "scopes", "resource_owner_id", "created_at", "expires_in", "revoked_at"],
+    ),
+    ("users", &["id", "account_id", "role_id", "disabled", "chosen_languages"]),
+    ("accounts", &["id", "suspended_at"]),
+    ("user_roles", &["id", "permissions"]),
+    ("lists", &["id", "account_id"]),
+    ("blocks", &["account_id", "target_account_id"]),
+    ("mutes", &["account_id", "target_account_id"]),
+    ("account_domain_blocks", &["account_id", "domain"]),
+    ("custom_filters", &["id", "account_id", "phrase", "context", "action", "expires_at"]),
+    ("custom_filter_keywords", &["id", "custom_filter_id", "keyword", "whole_word"]),
+    ("settings", &["var", "value"]),
+];
+
 /// Where PostgreSQL listens.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Host {

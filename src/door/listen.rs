@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -35,20 +36,40 @@ pub enum Address {
     Tcp(String, u16),
     /// `SOCKET`: the path of a unix socket, readable and writable for everybody.
     Unix(PathBuf),
+    /// `ADMIN_BIND`, like [`Address::Tcp`]: pages alone are served there.
+    Admin(String, u16),
+}
+
+/// Which variables an address came from: every refusal names them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// `BIND` and `PORT`.
+    Main,
+    /// `ADMIN_BIND`.
+    Admin,
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Origin::Main => "BIND and PORT",
+            Origin::Admin => "ADMIN_BIND",
+        })
+    }
 }
 
 /// Why listening failed: the start ends with this line.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// The name in `BIND` has no address.
-    #[error("BIND={0}: no such address ({1}); set BIND to an address of this machine")]
-    NoAddress(String, io::Error),
+    /// The name has no address.
+    #[error("{0}: no such address ({1}); set {2} to an address of this machine")]
+    NoAddress(String, io::Error, Origin),
     /// Another process listens there.
-    #[error("{0} is in use by another process; set BIND and PORT to a free address, or stop that process")]
-    PortInUse(SocketAddr),
+    #[error("{0} is in use by another process; set {1} to a free address, or stop that process")]
+    PortInUse(SocketAddr, Origin),
     /// The system refused the address.
-    #[error("cannot listen on {0} (BIND, PORT): {1}")]
-    Tcp(SocketAddr, io::Error),
+    #[error("cannot listen on {0}: {1}; set {2} to an address of this machine that this user may use")]
+    Tcp(SocketAddr, io::Error, Origin),
     /// A live process listens on that path.
     #[error("SOCKET={0}: another process listens there; stop it, or set SOCKET to another path")]
     SocketInUse(PathBuf),
@@ -58,6 +79,12 @@ pub enum ListenError {
     /// The system refused the path.
     #[error("cannot listen on SOCKET={0}: {1}")]
     Unix(PathBuf, io::Error),
+    /// What systemd passed cannot be accepted on.
+    #[error("the socket {0:?} that systemd passes (LISTEN_FDS) {1}")]
+    Passed(String, &'static str),
+    /// The system refused to use what systemd passed.
+    #[error("the socket {0:?} that systemd passes (LISTEN_FDS) cannot be used: {1}")]
+    PassedFailed(String, io::Error),
 }
 
 /// A socket that listens. Dropping it stops that, and removes the file of a unix socket before, so that a
@@ -66,12 +93,14 @@ pub enum ListenError {
 pub struct Listener {
     socket: ListeningSocket,
     address: String,
+    origin: Origin,
 }
 
 #[derive(Debug)]
 enum ListeningSocket {
     Tcp(TcpListener),
-    Unix(UnixListener, SocketFile),
+    /// The file is systemd's where systemd passed the socket.
+    Unix(UnixListener, Option<SocketFile>),
 }
 
 /// The file of a unix socket, removed when dropped, unless another file has taken its place.
@@ -83,7 +112,7 @@ struct SocketFile {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let ListeningSocket::Unix(_, file) = &self.socket
+        if let ListeningSocket::Unix(_, Some(file)) = &self.socket
             && std::fs::symlink_metadata(&file.path)
                 .is_ok_and(|found| (found.dev(), found.ino()) == file.identity)
         {
@@ -99,9 +128,46 @@ impl Listener {
     /// With one line that names the variable and what to do.
     pub fn bind(address: &Address) -> Result<Listener, ListenError> {
         match address {
-            Address::Tcp(host, port) => Listener::bind_tcp(host, *port),
+            Address::Tcp(host, port) => Listener::bind_tcp(host, *port, Origin::Main),
+            Address::Admin(host, port) => Listener::bind_tcp(host, *port, Origin::Admin),
             Address::Unix(path) => Listener::bind_unix(path),
         }
+    }
+
+    /// Takes a socket that listens already, passed by systemd under `name`. To be called within the door's
+    /// runtime.
+    ///
+    /// # Errors
+    /// With one line that says what the unit should have.
+    pub fn passed(socket: OwnedFd, name: &str, origin: Origin) -> Result<Listener, ListenError> {
+        let failed = |error| ListenError::PassedFailed(name.to_owned(), error);
+        let wrong = |what| Err(ListenError::Passed(name.to_owned(), what));
+        let socket = RawSocket::from(socket);
+        match socket.r#type() {
+            Ok(Type::STREAM) => {}
+            Ok(_) => return wrong("takes no connections; use ListenStream="),
+            Err(_) => return wrong("is no socket; use ListenStream="),
+        }
+        if !is_listening(&socket).map_err(failed)? {
+            return wrong("is one connection and not a listening socket; set Accept=no");
+        }
+        let local = socket.local_addr().map_err(failed)?;
+        socket.set_nonblocking(true).map_err(failed)?;
+        if let Some(address) = local.as_socket() {
+            tune(&SockRef::from(&socket)).map_err(failed)?;
+            let listener = TcpListener::from_std(socket.into()).map_err(failed)?;
+            return Ok(Listener {
+                socket: ListeningSocket::Tcp(listener),
+                address: address.to_string(),
+                origin,
+            });
+        }
+        if !local.is_unix() {
+            return wrong("is neither a TCP nor a unix socket; use ListenStream=");
+        }
+        let path = local.as_pathname().map_or_else(|| name.to_owned(), |path| path.display().to_string());
+        let listener = UnixListener::from_std(socket.into()).map_err(failed)?;
+        Ok(Listener { socket: ListeningSocket::Unix(listener, None), address: path, origin })
     }
 
     /// Where it listens: `127.0.0.1:4000`, or the path.
@@ -109,15 +175,19 @@ impl Listener {
         &self.address
     }
 
-    fn bind_tcp(host: &str, port: u16) -> Result<Listener, ListenError> {
-        let no_address = |error| ListenError::NoAddress(host.to_owned(), error);
+    fn bind_tcp(host: &str, port: u16, origin: Origin) -> Result<Listener, ListenError> {
+        let no_address = |error| ListenError::NoAddress(host.to_owned(), error, origin);
         let address = (host, port)
             .to_socket_addrs()
             .map_err(no_address)?
             .next()
             .ok_or_else(|| no_address(io::ErrorKind::NotFound.into()))?;
-        let listen = || -> io::Result<TcpListener> {
+        let listen = |address: SocketAddr| -> io::Result<TcpListener> {
             let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, None)?;
+            if address.is_ipv6() && address.ip().is_unspecified() {
+                // All addresses are those of both families, whatever net.ipv6.bindv6only says.
+                socket.set_only_v6(false)?;
+            }
             socket.set_reuse_address(true)?;
             socket.set_nonblocking(true)?;
             // Before listening: the receive buffer decides on the window scale.
@@ -126,12 +196,21 @@ impl Listener {
             socket.listen(LISTEN_BACKLOG)?;
             TcpListener::from_std(socket.into())
         };
-        let listener = listen().map_err(|error| match error.kind() {
-            io::ErrorKind::AddrInUse => ListenError::PortInUse(address),
-            _ => ListenError::Tcp(address, error),
+        let mut listening = listen(address);
+        if host == "::"
+            && listening.as_ref().is_err_and(|error| {
+                [Some(libc::EAFNOSUPPORT), Some(libc::EADDRNOTAVAIL)].contains(&error.raw_os_error())
+            })
+        {
+            // A kernel without IPv6.
+            listening = listen(SocketAddr::from(([0, 0, 0, 0], port)));
+        }
+        let listener = listening.map_err(|error| match error.kind() {
+            io::ErrorKind::AddrInUse => ListenError::PortInUse(address, origin),
+            _ => ListenError::Tcp(address, error, origin),
         })?;
         let address = listener.local_addr().unwrap_or(address).to_string();
-        Ok(Listener { socket: ListeningSocket::Tcp(listener), address })
+        Ok(Listener { socket: ListeningSocket::Tcp(listener), address, origin })
     }
 
     fn bind_unix(path: &Path) -> Result<Listener, ListenError> {
@@ -169,7 +248,11 @@ impl Listener {
             Ok((listener, SocketFile { path: path.to_owned(), identity }))
         };
         let (listener, file) = listen().map_err(failed)?;
-        Ok(Listener { socket: ListeningSocket::Unix(listener, file), address: path.display().to_string() })
+        Ok(Listener {
+            socket: ListeningSocket::Unix(listener, Some(file)),
+            address: path.display().to_string(),
+            origin: Origin::Main,
+        })
     }
 
     async fn accept(&self) -> io::Result<(Stream, Peer)> {
@@ -189,6 +272,17 @@ impl Listener {
             }
         }
     }
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn is_listening(socket: &RawSocket) -> io::Result<bool> {
+    socket.is_listener()
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn is_listening(_: &RawSocket) -> io::Result<bool> {
+    // Accepting tells.
+    Ok(true)
 }
 
 /// Linux gives an accepted socket all the options of its listener, which saves a dozen calls per client.
@@ -212,7 +306,10 @@ fn tune(socket: &SockRef<'_>) -> io::Result<()> {
 /// Lets clients in until `shutdown`; then the listening socket is closed first of all, and whoever is still
 /// at the door is sent away. Says that it listens, in the words that Mastodon's own tests wait for.
 pub async fn serve<S: Socket>(door: Arc<Door<S>>, listener: Listener, shutdown: impl Future<Output = ()>) {
-    tracing::info!("Streaming API now listening on {}", listener.address());
+    match listener.origin {
+        Origin::Main => tracing::info!("Streaming API now listening on {}", listener.address()),
+        Origin::Admin => tracing::info!("Metrics and status pages are on {}", listener.address()),
+    }
     let waiting_room = Arc::new(WaitingRoom::default());
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);

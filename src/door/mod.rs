@@ -38,7 +38,7 @@ pub use errors::{Reason, Refusal};
 pub use headers::{Peer, TrustedProxies};
 #[doc(hidden)]
 pub use listen::serve_one;
-pub use listen::{Address, ListenError, Listener, serve};
+pub use listen::{Address, ListenError, Listener, Origin, serve};
 
 use crate::core::handover::Command;
 use crate::core::mailbox::Mailbox;
@@ -71,6 +71,8 @@ pub struct Setup<S> {
     pub clients: Arc<[AtomicUsize]>,
     /// What is not a stream.
     pub pages: Pages,
+    /// Whether there are streams. False for the listener of `ADMIN_BIND`: pages alone, and 404 for the rest.
+    pub streams: bool,
 }
 
 /// Pages that other rooms render.
@@ -176,6 +178,7 @@ pub struct Door<S> {
     directory: Option<Arc<dyn Directory>>,
     trusted: TrustedProxies,
     pages: Pages,
+    streams: bool,
     holds: Arc<handover::Holds<S>>,
     seats: handover::Seats,
     addresses: handover::Addresses,
@@ -191,11 +194,12 @@ impl<S> std::fmt::Debug for Door<S> {
 impl<S: Socket> Door<S> {
     /// A door that is not open yet: [`serve`] and [`subscribe::serve`] open it.
     pub fn new(setup: Setup<S>) -> Arc<Door<S>> {
-        let Setup { limits, directory, trusted, commands, clients, pages } = setup;
+        let Setup { limits, directory, trusted, commands, clients, pages, streams } = setup;
         Arc::new(Door {
             directory,
             trusted,
             pages,
+            streams,
             holds: Arc::new(handover::Holds::new(commands)),
             seats: handover::Seats::new(clients, limits.connections_max),
             addresses: handover::Addresses::new(limits.connections_per_address_max),

@@ -21,6 +21,8 @@ use crate::core::session::StreamRequest;
 use crate::core::stream::StreamKind;
 
 const ALLOWED: &str = "GET, HEAD, OPTIONS";
+/// What the listener without streams says on a path that it does not know.
+const ADMIN_PATHS: &str = "Not found. Here are /metrics, /ready and /status; streams are on the main port.\n";
 const NO_STORE: HeaderValue = HeaderValue::from_static("private, no-store");
 
 /// Answers a request. Does not return where the connection becomes a client: it leaves the handover in
@@ -48,6 +50,11 @@ pub(crate) async fn answer<S: Socket>(
         refused(door, &id, Refusal::HOST).json(&id, ALLOWED).map(PageBody::from)
     } else if request.method() == Method::OPTIONS {
         headers::preflight(request.headers()).map(PageBody::from)
+    } else if !door.streams {
+        match page(door, visit, &request).await {
+            Some(page) => page,
+            None => text(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", ADMIN_PATHS),
+        }
     } else if headers::is_websocket(request.version(), request.headers()) {
         // The client expects a WebSocket's answer, not a web page's: without CORS headers and body.
         let refusal = refused(door, &id, open_websocket(door, visit, &id, &request).await);

@@ -149,6 +149,7 @@ impl World {
             commands: Arc::clone(&mailbox),
             clients: Arc::clone(&clients),
             pages: Pages::default(),
+            streams: true,
         };
         change(&mut setup);
         let door = Door::new(setup);

@@ -1,5 +1,7 @@
 //! Where the rooms meet: makes the parts, gives each what it needs, runs until a signal, and drains.
 
+pub mod check;
+pub mod health;
 mod memory;
 mod pages;
 mod sources;
@@ -23,7 +25,7 @@ use crate::core::relay::Pressure;
 use crate::db::{self, Accounts, Pool, Stage};
 use crate::demo::{self, Demo};
 use crate::door::{self, Directory, Door, Listener, MemoryDirectory};
-use crate::limits::LINGER;
+use crate::limits::{ADMIN_CONNECTIONS_MAX, LINGER, Limits};
 use crate::reactor::{Links, Reactor, Socket};
 use crate::redis::headroom::Headroom;
 use crate::redis::ingest::{self, Ingest};
@@ -31,6 +33,7 @@ use crate::redis::presence;
 use crate::redis::sentinel;
 use crate::redis::stats::IngestStats;
 use crate::status::{self, Process, Status};
+use systemd::Passed;
 
 /// Why the server could not start or had to end: one line for the person who started it.
 #[derive(Debug, thiserror::Error)]
@@ -42,14 +45,15 @@ const DESCRIPTORS_KEPT: u64 = 100;
 
 /// Runs the server until SIGTERM or SIGINT, then drains. A second signal ends it at once.
 pub fn run(config: Config) -> Result<(), Failure> {
+    let passed = Passed::take()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure(format!("cannot start the runtime: {error}")))?;
-    runtime.block_on(serve(config))
+    runtime.block_on(serve(config, passed))
 }
 
-async fn serve(mut config: Config) -> Result<(), Failure> {
+async fn serve(mut config: Config, passed: Passed) -> Result<(), Failure> {
     let clock = Clock::start();
     let mut signals = Signals::new()?;
     let descriptors = raise_descriptor_limit();
@@ -137,6 +141,32 @@ async fn serve(mut config: Config) -> Result<(), Failure> {
         process,
     );
 
+    // It waits for nothing that clients wait for, and no crowd of clients takes its places.
+    let admin = match (passed.admin, &config.monitoring.admin) {
+        (Some(socket), _) => Some(
+            Listener::passed(socket, systemd::ADMIN_NAME, door::Origin::Admin)
+                .map_err(|error| Failure(error.to_string()))?,
+        ),
+        (None, Some(at)) => Some(listen(&door::Address::Admin(at.host.clone(), at.port))?),
+        (None, None) => None,
+    };
+    let admin = admin.map(|listener| {
+        (
+            Door::<Socket>::new(door::Setup {
+                limits: Limits { door_connections_max: ADMIN_CONNECTIONS_MAX, ..limits.clone() },
+                directory: None,
+                trusted: Arc::new(|_| false),
+                commands: ingest.commands(),
+                clients: Arc::new([]),
+                pages: door::Pages {
+                    source: Some(pages::source(Arc::clone(&status), status::Listener::Admin)),
+                    demo: None,
+                },
+                streams: false,
+            }),
+            listener,
+        )
+    });
     let door = Door::new(door::Setup {
         limits: limits.clone(),
         directory,
@@ -153,11 +183,19 @@ async fn serve(mut config: Config) -> Result<(), Failure> {
                 security_policy: demo::page::CONTENT_SECURITY_POLICY,
             }),
         },
+        streams: true,
     });
     // Set once, here.
     let _ = the_door.set(Arc::clone(&door));
-    let listener =
-        Listener::bind(&listen_address(&config.listen)).map_err(|error| Failure(error.to_string()))?;
+    let listener = match passed.main {
+        Some((socket, name)) => {
+            tracing::info!(
+                "systemd passes the listening socket {name:?}: BIND, PORT and SOCKET are not used"
+            );
+            Listener::passed(socket, &name, door::Origin::Main).map_err(|error| Failure(error.to_string()))?
+        }
+        None => listen(&listen_address(&config.listen))?,
+    };
 
     let (requests, requests_end) = mpsc::unbounded_channel();
     let mut reactor_threads = Vec::new();
@@ -204,11 +242,15 @@ async fn serve(mut config: Config) -> Result<(), Failure> {
         println!("{}", demo::banner(listener.address(), demo.broker_address()));
     }
     let (stop, stopped) = watch::channel(());
-    let serving = tokio::spawn(door::serve(Arc::clone(&door), listener, async move {
-        let mut stopped = stopped;
-        // An error is the sender's end, which means the same.
-        let _ = stopped.changed().await;
-    }));
+    let until_stopped = || {
+        let mut stopped = stopped.clone();
+        async move {
+            // An error is the sender's end, which means the same.
+            let _ = stopped.changed().await;
+        }
+    };
+    let admin = admin.map(|(door, listener)| tokio::spawn(door::serve(door, listener, until_stopped())));
+    let serving = tokio::spawn(door::serve(Arc::clone(&door), listener, until_stopped()));
     systemd::tell(NotifyState::Ready);
     let ingest = Arc::new(ingest);
     let watched = Arc::downgrade(&ingest);
@@ -224,11 +266,13 @@ async fn serve(mut config: Config) -> Result<(), Failure> {
         }
     }
     systemd::tell(NotifyState::Stopping);
-    // The listening socket closes first, so that a successor can bind at once.
+    // The listening sockets close first, so that a successor can bind at once.
     draining.store(true, Ordering::Relaxed);
     drop(stop);
-    if let Err(error) = serving.await {
-        tracing::error!(%error, "the door ended badly");
+    for door in [Some(serving), admin].into_iter().flatten() {
+        if let Err(error) = door.await {
+            tracing::error!(%error, "the door ended badly");
+        }
     }
     tokio::select! {
         () = drain(&mailboxes, &clients, limits.drain) => {}
@@ -363,6 +407,10 @@ impl Directory for FromDatabase {
     fn owns_list(&self, account: u64, list: u64) -> door::Answer<'_, bool> {
         Box::pin(async move { Ok(self.0.owns_list(account, list).await?) })
     }
+}
+
+fn listen(address: &door::Address) -> Result<Listener, Failure> {
+    Listener::bind(address).map_err(|error| Failure(error.to_string()))
 }
 
 fn listen_address(listen: &Listen) -> door::Address {

@@ -1,9 +1,11 @@
-//! What systemd is told: that clients can come, that the end has begun, and that everything still turns.
+//! What systemd passes: listening sockets. What it is told: that clients can come, that the end has begun, and
+//! that everything still turns.
 //!
 //! Without `NOTIFY_SOCKET` in the environment nothing is said. The watchdog's sign of life is sent only after
 //! every reactor has answered a question, and while the ingest's thread runs: a thread that is stuck gets the
 //! service restarted.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +16,44 @@ use crate::core::handover::Delivery;
 use crate::core::mailbox::Mailbox;
 use crate::core::report::{Probe, Wanted};
 use crate::reactor::Socket;
+use crate::server::Failure;
+use crate::sys;
+
+/// `FileDescriptorName=` of the socket that stands in for `ADMIN_BIND`.
+pub(super) const ADMIN_NAME: &str = "admin";
+
+/// Listening sockets that systemd passes (sd_listen_fds(3)).
+pub(super) struct Passed {
+    /// Instead of `BIND`, `PORT` and `SOCKET`, with its name.
+    pub(super) main: Option<(OwnedFd, String)>,
+    /// Instead of `ADMIN_BIND`.
+    pub(super) admin: Option<OwnedFd>,
+}
+
+impl Passed {
+    /// Takes what is passed. To be called before anything is opened.
+    pub(super) fn take() -> Result<Passed, Failure> {
+        let sockets = sys::passed_sockets().map_err(|error| {
+            Failure(format!(
+                "the sockets that systemd passes (LISTEN_FDS, LISTEN_PID) are not there: {error}"
+            ))
+        })?;
+        let mut passed = Passed { main: None, admin: None };
+        for (socket, name) in sockets {
+            if name == ADMIN_NAME && passed.admin.is_none() {
+                passed.admin = Some(socket);
+            } else if passed.main.is_none() {
+                passed.main = Some((socket, name));
+            } else {
+                return Err(Failure(format!(
+                    "systemd passes one socket too many (LISTEN_FDS): {name:?}; one for clients is used, and \
+                     one with FileDescriptorName={ADMIN_NAME}. ListenStream=PORT listens on all addresses"
+                )));
+            }
+        }
+        Ok(passed)
+    }
+}
 
 /// Tells systemd; a failure is worth a line, no more.
 pub(super) fn tell(state: NotifyState<'_>) {

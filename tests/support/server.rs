@@ -45,8 +45,9 @@ impl Server {
         Server::spawn_ours(arguments, env).listening()
     }
 
+    /// Waits until it listens.
     #[track_caller]
-    fn listening(mut self) -> Server {
+    pub fn listening(mut self) -> Server {
         let address = wait_for("the server listens or ends", PATIENCE, || {
             let output = self.output();
             let listening =
@@ -72,23 +73,31 @@ impl Server {
             }
             None => Command::new(env!("CARGO_BIN_EXE_tidegate")),
         };
-        Server::spawn_command(&mut command, env, folder)
+        Server::spawn_command(&mut command, env, folder, Stdio::null())
+    }
+
+    /// Starts our own binary by `script` (which gets it as `$0`), whose standard input is that: for what only a
+    /// parent process can give.
+    pub fn spawn_by(script: &str, stdin: Stdio, env: &Env) -> Server {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", script, env!("CARGO_BIN_EXE_tidegate")]);
+        Server::spawn_command(&mut shell, env, Folder::new("server"), stdin)
     }
 
     /// Starts our own binary with a subcommand or options.
     pub fn spawn_ours(arguments: &[&str], env: &Env) -> Server {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
         command.args(arguments);
-        Server::spawn_command(&mut command, env, Folder::new("server"))
+        Server::spawn_command(&mut command, env, Folder::new("server"), Stdio::null())
     }
 
-    fn spawn_command(command: &mut Command, env: &Env, folder: Folder) -> Server {
+    fn spawn_command(command: &mut Command, env: &Env, folder: Folder, stdin: Stdio) -> Server {
         let kept = ["PATH", "HOME", "LLVM_PROFILE_FILE", "RUST_BACKTRACE"];
         command
             .env_clear()
             .envs(std::env::vars().filter(|(name, _)| kept.contains(&name.as_str())))
             .envs(env);
-        command.current_dir(folder.path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.current_dir(folder.path()).stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the server's program");
         let output = Arc::new(Mutex::new(String::new()));
         collect(child.stdout.take().unwrap(), &output);

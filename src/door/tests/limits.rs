@@ -153,7 +153,7 @@ async fn a_port_in_use_is_an_error_that_says_what_to_do() {
     let first = Listener::bind(&Address::Tcp("127.0.0.1".into(), 0)).unwrap();
     let address: SocketAddr = first.address().parse().unwrap();
     let error = Listener::bind(&Address::Tcp("127.0.0.1".into(), address.port())).unwrap_err();
-    assert!(matches!(error, ListenError::PortInUse(_)));
+    assert!(matches!(error, ListenError::PortInUse(..)));
     assert!(error.to_string().contains("BIND and PORT"), "{error}");
     let error = Listener::bind(&Address::Tcp("no.such.name.invalid".into(), 1)).unwrap_err();
     assert!(matches!(error, ListenError::NoAddress(..)), "{error}");

@@ -1,0 +1,370 @@
+//! What is in `dist/`, each by its own linter, and against the program: units, proxies, images, metrics, manual,
+//! completions, package. A linter that this machine lacks is left out, and said.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use regex::Regex;
+use support::machine::{Folder, clients, program};
+use support::{World, left_out, ours_alone};
+use tidegate::config::variables::{self, Variable};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_tidegate");
+
+fn top(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(top(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// Where a linter is, or a word that it is missing.
+fn tool(name: &str) -> Option<PathBuf> {
+    let beside = clients().join("venv/bin").join(name);
+    let sbin = Path::new("/usr/sbin").join(name);
+    let found = program(name).or_else(|| [beside, sbin].into_iter().find(|file| file.is_file()));
+    if found.is_none() {
+        left_out(&format!("needs {name}"));
+    }
+    found
+}
+
+fn run(command: &mut Command) -> Output {
+    command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"))
+}
+
+fn said(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+#[track_caller]
+fn succeeds(command: &mut Command) -> String {
+    let output = run(command);
+    assert!(output.status.success(), "{command:?}:\n{}", said(&output));
+    said(&output)
+}
+
+#[test]
+fn systemd_units_are_right_and_hardened() {
+    let Some(analyze) = tool("systemd-analyze") else { return };
+    let folder = Folder::new("units");
+    // The program is where cargo put it.
+    for unit in ["tidegate.service", "tidegate@.service", "tidegate.socket"] {
+        let text = read(&format!("dist/systemd/{unit}"));
+        std::fs::write(folder.path().join(unit), text.replace("/usr/bin/tidegate", BINARY)).unwrap();
+    }
+    for unit in ["tidegate.service", "tidegate@4000.service", "tidegate.socket"] {
+        let mut verify = Command::new(&analyze);
+        verify.args(["verify", "--man=no", "--recursive-errors=no"]).arg(folder.path().join(unit));
+        let output = said(&run(verify.env("SYSTEMD_UNIT_PATH", format!("{}:", folder.path().display()))));
+        let ours: Vec<&str> = output.lines().filter(|line| line.contains("tidegate")).collect();
+        assert!(ours.is_empty(), "{unit}: {ours:#?}");
+    }
+    for unit in ["tidegate.service", "tidegate@.service"] {
+        let mut rate = Command::new(&analyze);
+        rate.args(["security", "--offline=true", "--no-pager"]).arg(top("dist/systemd").join(unit));
+        let text = said(&run(&mut rate));
+        let score = text.lines().find_map(|line| line.split_once("exposure level for")?.1.split_once(": "));
+        match score.and_then(|(_, rest)| rest.split(' ').next()?.parse::<f32>().ok()) {
+            Some(score) => assert!(score <= 1.5, "{unit} is exposed: {score}\n{text}"),
+            None => left_out("needs a systemd-analyze that rates files"),
+        }
+    }
+}
+
+#[test]
+fn nginx_takes_its_configuration() {
+    let Some(nginx) = tool("nginx") else { return };
+    let folder = Folder::new("nginx-check");
+    let text = format!(
+        "pid {dir}/pid; error_log stderr; events {{}}\nhttp {{\n access_log off;\n include {http};\n \
+         server {{ listen 127.0.0.1:8; include {server}; }}\n}}\n",
+        dir = folder.path().display(),
+        http = top("dist/nginx/tidegate-http.conf").display(),
+        server = top("dist/nginx/tidegate-server.conf").display(),
+    );
+    let file = folder.path().join("nginx.conf");
+    std::fs::write(&file, text).unwrap();
+    succeeds(Command::new(nginx).args(["-t", "-q", "-p"]).arg(folder.path()).arg("-c").arg(&file));
+}
+
+#[test]
+fn haproxy_takes_its_configuration() {
+    let Some(haproxy) = tool("haproxy") else { return };
+    let text = succeeds(Command::new(haproxy).args(["-c", "-f"]).arg(top("dist/haproxy.cfg")));
+    assert!(!text.contains("WARNING"), "{text}");
+}
+
+#[test]
+fn the_image_is_built_by_good_rules() {
+    let Some(hadolint) = tool("hadolint") else { return };
+    succeeds(Command::new(hadolint).arg(top("dist/docker/Dockerfile")));
+    // What the build copies is there, and not kept from it.
+    let ignored = read("dist/docker/Dockerfile.dockerignore");
+    for line in read("dist/docker/Dockerfile").lines().filter(|line| line.starts_with("COPY ")) {
+        let words: Vec<&str> = line.split(' ').skip(1).collect();
+        for source in &words[..words.len() - 1] {
+            if source.starts_with("--") {
+                break;
+            }
+            assert!(top(source).exists(), "{line}");
+            assert!(ignored.lines().any(|kept| kept == format!("!{source}")), "{source} is ignored");
+        }
+    }
+}
+
+#[test]
+fn yaml_is_yaml() {
+    let Some(python) = tool("python3") else { return };
+    if !run(Command::new(&python).args(["-c", "import yaml"])).status.success() {
+        return left_out("needs python3-yaml");
+    }
+    let files = [
+        "dist/docker/docker-compose.override.yml",
+        "dist/kubernetes/values.yaml",
+        "dist/kubernetes/kustomization.yaml",
+        "dist/prometheus/tidegate.rules.yml",
+    ];
+    let load = "import sys, yaml\nfor name in sys.argv[1:]: yaml.safe_load(open(name))";
+    succeeds(Command::new(python).args(["-c", load]).args(files.map(top)));
+}
+
+#[test]
+fn alert_rules_are_rules() {
+    let Some(promtool) = tool("promtool") else { return };
+    let rules = top("dist/prometheus/tidegate.rules.yml");
+    succeeds(Command::new(&promtool).args(["check", "rules"]).arg(&rules));
+    // They fire when they should: Redis lost for a minute, and never without a cause.
+    let folder = Folder::new("rules");
+    let test = folder.path().join("test.yml");
+    let text = format!(
+        r#"
+rule_files: ["{}"]
+evaluation_interval: 15s
+tests:
+  - interval: 15s
+    input_series:
+      - series: 'up{{job="tidegate", instance="a"}}'
+        values: '1x20'
+      - series: 'tidegate_redis_connected{{job="tidegate", instance="a"}}'
+        values: '1x4 0x10 1x6'
+      - series: 'tidegate_gaps_total{{job="tidegate", instance="a", cause="connection_lost"}}'
+        values: '0x20'
+    alert_rule_test:
+      - eval_time: 45s
+        alertname: TidegateRedisAway
+      - eval_time: 2m30s
+        alertname: TidegateRedisAway
+        exp_alerts:
+          - exp_labels: {{severity: critical, job: tidegate, instance: a}}
+            exp_annotations:
+              summary: "a has lost Redis"
+              description: "No messages come in, newcomers get 503. The log says why; `tidegate check` tries again."
+      - eval_time: 4m45s
+        alertname: TidegateRedisAway
+      - eval_time: 4m45s
+        alertname: TidegateGaps
+      - eval_time: 4m45s
+        alertname: TidegateDown
+"#,
+        rules.display()
+    );
+    std::fs::write(&test, text).unwrap();
+    succeeds(Command::new(promtool).args(["test", "rules"]).arg(test));
+}
+
+/// The names of metrics in a query: everything with a prefix that one of ours has.
+fn metrics_in(query: &str) -> BTreeSet<String> {
+    let query = query.replace("${prefix}", "");
+    // Label matchers, groupings and text hold no metrics.
+    let outside = Regex::new(r#"\{[^}]*\}|"[^"]*"|\b(by|without) *\([^)]*\)"#).unwrap();
+    let query = outside.replace_all(&query, " ");
+    let word = Regex::new(r"[a-zA-Z_:][a-zA-Z0-9_:]*").unwrap();
+    let known = ["tidegate_", "process_", "connected_", "redis_", "messages_", "pg_pool_"];
+    let words = word.find_iter(&query).map(|found| found.as_str().to_owned());
+    words.filter(|name| known.iter().any(|prefix| name.starts_with(prefix))).collect()
+}
+
+/// Every text under that key, however deep.
+fn texts<'a>(value: &'a serde_json::Value, key: &str, found: &mut Vec<&'a str>) {
+    match value {
+        serde_json::Value::Object(members) => {
+            for (name, member) in members {
+                if name == key {
+                    found.extend(member.as_str());
+                }
+                texts(member, key, found);
+            }
+        }
+        serde_json::Value::Array(items) => items.iter().for_each(|item| texts(item, key, found)),
+        _ => {}
+    }
+}
+
+#[test]
+fn dashboard_and_alerts_ask_for_metrics_that_there_are() {
+    if !ours_alone() {
+        return;
+    }
+    let dashboard: serde_json::Value = serde_json::from_str(&read("dist/grafana/tidegate.json")).unwrap();
+    let mut queries = Vec::new();
+    texts(&dashboard, "expr", &mut queries);
+    assert!(queries.len() > 50, "{}", queries.len());
+    let rules = read("dist/prometheus/tidegate.rules.yml");
+    queries.extend(rules.lines().filter_map(|line| line.trim().strip_prefix("expr: ")));
+
+    let Some(world) = World::start() else { return };
+    let page = world.server.get("/metrics").text();
+    let families: BTreeSet<&str> =
+        page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    // These two appear once reading has paused.
+    let later = ["tidegate_redis_output_buffer_bytes", "tidegate_redis_output_buffer_limit_bytes"];
+    let source = read("src/status/metrics.rs");
+    let reasons = Regex::new(r#"(?:reason|channel|cause)(?:=~|!=|=)"([^"]*)""#).unwrap();
+    for query in &queries {
+        let names = metrics_in(query);
+        assert!(!names.is_empty() || query.starts_with("up{"), "no metric in {query}");
+        for name in names {
+            let family = name.strip_suffix("_bucket").unwrap_or(&name).to_owned();
+            let there = families.contains(family.as_str())
+                || later.contains(&family.as_str()) && source.contains(&format!("\"{family}\""));
+            assert!(there, "there is no metric {name}: {query}");
+        }
+        // Values of labels too.
+        for found in reasons.captures_iter(query) {
+            for value in found[1].split('|') {
+                assert!(page.contains(&format!("=\"{value}\"")), "no {value}: {query}");
+            }
+        }
+    }
+}
+
+/// Text as roff takes it.
+fn roff(text: &str) -> String {
+    let text = text.replace('\\', "\\e").replace('-', "\\-").replace('…', "...");
+    if text.starts_with(['.', '\'']) { format!("\\&{text}") } else { text }
+}
+
+fn manual() -> String {
+    let mut section = String::from(
+        "Also read from\n.I .env.production\nor\n.IR .env .\nEach is Mastodon's own where it has one of that name.\n",
+    );
+    let groups = variables::ALL.chunk_by(|one: &&Variable, next: &&Variable| one.group == next.group);
+    for members in groups {
+        writeln!(section, ".SS {}", roff(members[0].group.title())).unwrap();
+        for variable in members {
+            writeln!(section, ".TP\n.B {}", roff(variable.name)).unwrap();
+            section.push_str(&roff(variable.help));
+            match variable.default {
+                "" => section.push('\n'),
+                default => writeln!(section, "\n[default: {}]", roff(default)).unwrap(),
+            }
+        }
+    }
+    read("dist/man/tidegate.1.in").replace("@VARIABLES@", &section)
+}
+
+#[test]
+#[ignore = "writes dist/man/tidegate.1 from the table of variables; run it after changing that"]
+fn write_the_manual() {
+    std::fs::write(top("dist/man/tidegate.1"), manual()).unwrap();
+}
+
+#[test]
+fn the_manual_is_current_and_well_formed() {
+    assert!(
+        read("dist/man/tidegate.1") == manual(),
+        "dist/man/tidegate.1 is out of date: cargo test --test dist -- --ignored write_the_manual"
+    );
+    let Some(mandoc) = tool("mandoc") else { return };
+    let mut lint = Command::new(mandoc);
+    let output = run(lint.args(["-T", "lint", "-W", "warning"]).arg(top("dist/man/tidegate.1")));
+    let lines = said(&output);
+    // It has no date: it is the same however often it is made.
+    let rest: Vec<&str> = lines.lines().filter(|line| !line.contains("missing date")).collect();
+    assert!(rest.is_empty(), "{rest:#?}");
+}
+
+/// What `--help` names: commands and long options.
+fn commands_and_options(arguments: &[&str]) -> BTreeSet<String> {
+    let help = succeeds(Command::new(BINARY).args(arguments).arg("-h"));
+    let option = Regex::new(r"--[a-z-]+").unwrap();
+    let mut words: BTreeSet<String> =
+        option.find_iter(&help).map(|found| found.as_str().to_owned()).collect();
+    if let Some((_, rest)) = help.split_once("Commands:\n") {
+        let lines = rest.lines().take_while(|line| line.starts_with("  "));
+        words.extend(lines.filter_map(|line| Some(line.split_whitespace().next()?.to_owned())));
+    }
+    words
+}
+
+fn all_words() -> Vec<(&'static str, BTreeSet<String>)> {
+    ["", "demo", "check", "health"]
+        .map(|command| {
+            let arguments: Vec<&str> = [command].into_iter().filter(|word| !word.is_empty()).collect();
+            (command, commands_and_options(&arguments))
+        })
+        .into()
+}
+
+#[test]
+fn bash_completes_every_command_and_option() {
+    let file = top("dist/completions/tidegate.bash");
+    let Some(bash) = tool("bash") else { return };
+    succeeds(Command::new(&bash).arg("-n").arg(&file));
+    for (command, expected) in all_words() {
+        let line =
+            if command.is_empty() { "tidegate ''".to_owned() } else { format!("tidegate {command} ''") };
+        let script = format!(
+            "source {}; COMP_WORDS=({line}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _tidegate; \
+             printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+            file.display()
+        );
+        let offered = succeeds(Command::new(&bash).args(["--norc", "-c", &script]));
+        let offered: BTreeSet<String> = offered.lines().map(str::to_owned).collect();
+        assert_eq!(offered, expected, "after `tidegate {command}`");
+    }
+}
+
+#[test]
+fn zsh_and_fish_know_every_command_and_option() {
+    for (name, shell) in [("_tidegate", "zsh"), ("tidegate.fish", "fish")] {
+        let text = read(&format!("dist/completions/{name}"));
+        for (_, words) in all_words() {
+            for word in words {
+                let word = word.trim_start_matches('-');
+                assert!(text.contains(word), "{name} does not know {word}");
+            }
+        }
+        let Some(shell) = tool(shell) else { continue };
+        succeeds(Command::new(shell).arg("-n").arg(top("dist/completions").join(name)));
+    }
+}
+
+#[test]
+fn the_package_has_all_its_files() {
+    let manifest = read("Cargo.toml");
+    let assets = manifest.split_once("\nassets = [").unwrap().1.split_once("\n]").unwrap().0;
+    let sources: Vec<&str> = assets.lines().filter_map(|line| line.split('"').nth(1)).collect();
+    assert!(sources.len() > 10, "{sources:?}");
+    for source in sources.iter().filter(|source| !source.starts_with("target/")) {
+        match source.split_once('*') {
+            None => assert!(top(source).is_file(), "{source}"),
+            Some((folder, ending)) => {
+                let files = std::fs::read_dir(top(folder)).unwrap().flatten();
+                assert!(files.filter(|file| file.path().to_str().unwrap().ends_with(ending)).count() > 0);
+            }
+        }
+    }
+    // Every file of dist/ that an admin is to have is in it, but for images and charts.
+    for file in ["systemd/tidegate.service", "systemd/tidegate@.service", "systemd/tidegate.socket"] {
+        assert!(sources.contains(&format!("dist/{file}").as_str()), "{file}");
+    }
+}

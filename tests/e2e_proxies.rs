@@ -1,0 +1,295 @@
+//! Behind nginx and HAProxy, with the configurations of `dist/`: messages pass one by one, keepalives outlive
+//! the proxies' timeouts, several servers share the clients.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::json;
+use support::http::{Connection, Response, request};
+use support::machine::{Folder, PATIENCE, Service, free_port, program};
+use support::{Server, Sse, Viewer, World, Ws, left_out, ours_alone, wait_until};
+use tungstenite::Message;
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Kind {
+    Nginx,
+    Haproxy,
+}
+
+const BOTH: [Kind; 2] = [Kind::Nginx, Kind::Haproxy];
+
+struct Proxy {
+    at: SocketAddr,
+    _service: Service,
+}
+
+fn dist(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("dist").join(path);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn replaced(text: &str, from: &str, to: &str) -> String {
+    assert!(text.contains(from), "{from:?} is not in the configuration");
+    text.replace(from, to)
+}
+
+impl Proxy {
+    /// Starts one in front of these servers. `idle` is how long it lets a connection be silent.
+    fn start(kind: Kind, servers: &[SocketAddr], idle: Duration) -> Option<Proxy> {
+        let name = if kind == Kind::Nginx { "nginx" } else { "haproxy" };
+        let sbin = Path::new("/usr/sbin").join(name);
+        let Some(binary) = program(name).or_else(|| sbin.is_file().then_some(sbin)) else {
+            left_out(&format!("needs {name}"));
+            return None;
+        };
+        for _ in 0..10 {
+            let folder = Folder::new(name);
+            let at = SocketAddr::from(([127, 0, 0, 1], free_port()));
+            let (text, options) = match kind {
+                Kind::Nginx => (nginx(folder.path(), at, servers, idle), ["-e", "stderr", "-c"].as_slice()),
+                Kind::Haproxy => (haproxy(at, servers, idle), ["-db", "-f"].as_slice()),
+            };
+            let file = folder.path().join("proxy.conf");
+            std::fs::write(&file, text).unwrap();
+            let mut command = vec![binary.to_str().unwrap().to_owned()];
+            command.extend(options.iter().map(|&option| option.to_owned()));
+            command.push(file.to_str().unwrap().to_owned());
+            let service = Service::start(folder, "TERM", &command);
+            let mut listens = false;
+            wait_until("the proxy listens or ends", PATIENCE, || {
+                listens = TcpStream::connect(at).is_ok();
+                listens || service.is_gone()
+            });
+            // Its port may have been taken by somebody else: then it has ended, or is about to.
+            if listens && !service.is_gone() {
+                return Some(Proxy { at, _service: service });
+            }
+            assert!(service.log().contains("in use"), "{name} does not start:\n{}", service.log());
+        }
+        panic!("{name} found no free port in ten attempts");
+    }
+
+    fn get(&self, path: &str, headers: &[(&str, &str)]) -> Response {
+        let mut connection = Connection::tcp(self.at);
+        connection.send(request("GET", path, headers).as_bytes());
+        connection.response("GET")
+    }
+
+    fn sse(&self, path: &str, viewer: &Viewer) -> Sse {
+        let mut connection = Connection::tcp(self.at);
+        connection.send(request("GET", path, &[("Authorization", &viewer.bearer())]).as_bytes());
+        let mut sse = Sse::read_head(connection).unwrap_or_else(|response| panic!("{response:?}"));
+        sse.expect_bytes(b":)\n");
+        sse
+    }
+
+    fn ws(&self, path: &str, viewer: &Viewer) -> Ws {
+        Ws::try_open(self.at, path, &[("Sec-WebSocket-Protocol", &viewer.token)]).expect("a WebSocket")
+    }
+}
+
+fn nginx(folder: &Path, at: SocketAddr, servers: &[SocketAddr], idle: Duration) -> String {
+    let upstream: String =
+        servers.iter().map(|server| format!("server {server} fail_timeout=0;\n")).collect();
+    let http =
+        replaced(&dist("nginx/tidegate-http.conf"), "server 127.0.0.1:4000 fail_timeout=0;", &upstream);
+    let idle = format!("proxy_read_timeout {}ms;", idle.as_millis());
+    let server = replaced(&dist("nginx/tidegate-server.conf"), "proxy_read_timeout 60s;", &idle);
+    let folder = folder.display();
+    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|name| format!("{name}_temp_path {folder}/{name};\n"))
+        .concat();
+    // Its workers would else be another user, who may not read the folder.
+    let root = std::fs::metadata("/proc/self").is_ok_and(|me| std::os::unix::fs::MetadataExt::uid(&me) == 0);
+    let user = if root { "user root;" } else { "" };
+    format!(
+        "daemon off; {user} pid {folder}/nginx.pid; error_log stderr; worker_processes 1;\n\
+         events {{ worker_connections 1024; }}\n\
+         http {{\n{temporary}\naccess_log off; keepalive_timeout 70; gzip on; gzip_proxied any;\n\
+         gzip_types text/plain application/json text/event-stream;\n{http}\n\
+         server {{\nlisten {at};\n{server}\nlocation / {{ return 404; }}\n}}\n}}\n"
+    )
+}
+
+fn haproxy(at: SocketAddr, servers: &[SocketAddr], idle: Duration) -> String {
+    let text = dist("haproxy.cfg");
+    let text = replaced(&text, "bind 127.0.0.1:8080", &format!("bind {at}"));
+    let backend: String = servers
+        .iter()
+        .enumerate()
+        .map(|(number, server)| format!("    server tidegate{number} {server}\n"))
+        .collect();
+    let text = replaced(&text, "    server tidegate0 127.0.0.1:4000\n", &backend);
+    let idle = format!("{}ms", idle.as_millis());
+    let text = replaced(&text, "timeout client 60s", &format!("timeout client {idle}"));
+    let text = replaced(&text, "timeout server 60s", &format!("timeout server {idle}"));
+    replaced(&text, "timeout tunnel 1h", &format!("timeout tunnel {idle}"))
+}
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+#[test]
+fn messages_pass_one_by_one() {
+    let Some(world) = World::start() else { return };
+    for kind in BOTH {
+        let Some(proxy) = Proxy::start(kind, &[world.server.address()], MINUTE) else { continue };
+        let viewer = world.viewer("read");
+        let mut sse = proxy.sse("/api/v1/streaming/user", &viewer);
+        // Clients use both forms of the path.
+        let mut plain = proxy.ws("/api/v1/streaming?stream=user", &viewer);
+        let mut slash = proxy.ws("/api/v1/streaming/?stream=user", &viewer);
+        let echoed = slash.response.headers().get("sec-websocket-protocol").unwrap();
+        assert_eq!(echoed.to_str().unwrap(), viewer.token);
+        // Each is here before the next is sent, whatever its size: nothing gathers on the way.
+        for n in 0..30usize {
+            let payload = format!("{n}{}", "x".repeat(n * n * 40));
+            let message = json!({"event": "delete", "payload": payload}).to_string();
+            world.publish(&viewer.home(), &message);
+            sse.expect("delete", &payload);
+            for ws in [&mut plain, &mut slash] {
+                ws.expect_event(&json!(["user"]), "delete", &payload);
+            }
+        }
+        // And back: what a client says by WebSocket.
+        plain.send_json(&json!({"type": "unsubscribe", "stream": "user"}));
+        plain.send_json(&json!({"type": "subscribe", "stream": "nonsense"}));
+        plain.expect_error(400, "Unknown stream type");
+    }
+}
+
+#[test]
+fn refusals_pass_as_they_are() {
+    let Some(world) = World::start() else { return };
+    for kind in BOTH {
+        let Some(proxy) = Proxy::start(kind, &[world.server.address()], MINUTE) else { continue };
+        proxy.get("/api/v1/streaming/user", &[]).assert_error(401, "Missing access token");
+        proxy.get("/api/v1/streaming/nonsense", &[]).assert_error(400, "Unknown channel requested");
+        assert_eq!(proxy.get("/api/v1/streaming/health", &[]).text(), "OK");
+        let refused = Ws::try_open(proxy.at, "/api/v1/streaming", &[("Sec-WebSocket-Protocol", "wrong")]);
+        assert_eq!(refused.err(), Some((401, "Invalid access token".to_owned())), "{kind:?}");
+        if ours_alone() {
+            // The server's own pages stay inside, by whatever path.
+            for path in ["/api/v1/streaming/status", "/api/v1/streaming/status/", "/api/v1/streaming/metrics"]
+            {
+                proxy.get(path, &[]).assert_error(400, "Unknown channel requested");
+            }
+        }
+        // One connection of the client's for several requests, a stream the last.
+        let viewer = world.viewer("read");
+        let mut connection = Connection::tcp(proxy.at);
+        for _ in 0..3 {
+            connection.send(request("GET", "/api/v1/streaming/health", &[]).as_bytes());
+            assert_eq!(connection.response("GET").text(), "OK");
+        }
+        let bearer = viewer.bearer();
+        connection.send(request("GET", "/api/v1/streaming/user", &[("Authorization", &bearer)]).as_bytes());
+        let mut sse = Sse::read_head(connection).unwrap();
+        sse.expect_bytes(b":)\n");
+    }
+}
+
+#[test]
+fn keepalives_outlive_the_timeouts_of_proxies() {
+    if !ours_alone() {
+        return;
+    }
+    const IDLE: Duration = Duration::from_secs(5);
+    let often = [("SSE_HEARTBEAT_SECONDS", "0.5"), ("WS_PING_SECONDS", "1")];
+    let Some(world) = World::with(&often) else { return };
+    let proxies = BOTH.map(|kind| Proxy::start(kind, &[world.server.address()], IDLE));
+    std::thread::scope(|scope| {
+        for proxy in proxies.iter().flatten() {
+            scope.spawn(|| {
+                let viewer = world.viewer("read");
+                let mut sse = proxy.sse("/api/v1/streaming/user", &viewer);
+                // More than two timeouts of nothing else.
+                for _ in 0..22 {
+                    sse.expect_bytes(b":thump\n\n");
+                }
+                world.publish(&viewer.home(), r#"{"event":"delete","payload":"1"}"#);
+                sse.expect("delete", "1");
+            });
+            scope.spawn(|| {
+                let viewer = world.viewer("read");
+                let mut ws = proxy.ws("/api/v1/streaming?stream=user", &viewer);
+                for _ in 0..11 {
+                    let message = ws.socket.read();
+                    assert!(matches!(message, Ok(Message::Ping(_))), "{message:?}");
+                }
+                world.publish(&viewer.home(), r#"{"event":"delete","payload":"1"}"#);
+                ws.expect_event(&json!(["user"]), "delete", "1");
+            });
+        }
+    });
+}
+
+#[test]
+fn proxies_do_cut_what_is_silent() {
+    // Else the test above could not fail.
+    let Some(world) = World::start() else { return };
+    for kind in BOTH {
+        let Some(proxy) = Proxy::start(kind, &[world.server.address()], Duration::from_secs(1)) else {
+            continue;
+        };
+        let viewer = world.viewer("read");
+        let mut sse = proxy.sse("/api/v1/streaming/user", &viewer);
+        sse.connection.until_closed();
+        assert_eq!(proxy.ws("/api/v1/streaming?stream=user", &viewer).try_next(), Err(None), "{kind:?}");
+        // Whoever leaves through a proxy leaves nothing behind.
+        world.until_empty();
+    }
+}
+
+#[test]
+fn three_servers_on_one_redis_share_the_clients() {
+    if !ours_alone() {
+        return;
+    }
+    let Some(world) = World::with(&[("DB_POOL", "2")]) else { return };
+    let (other, mut gone) = (Server::start(&world.env), Server::start(&world.env));
+    let all = [world.server.address(), other.address(), gone.address()];
+    let Some(proxy) = Proxy::start(Kind::Nginx, &all, MINUTE) else { return };
+    let clients = |server: &Server| server.metric("connected_clients", &[("type", "websocket")]).unwrap();
+    let viewers: Vec<Viewer> = (0..30).map(|_| world.viewer("read")).collect();
+    let connect = |viewer: &Viewer| proxy.ws("/api/v1/streaming/?stream=user", viewer);
+    let mut sockets: Vec<Ws> = viewers.iter().map(connect).collect();
+    // least_conn, each asked after the one before was open: evenly.
+    for server in [&world.server, &other, &gone] {
+        server.until_metric("connected_clients", &[("type", "websocket")], 10.0);
+    }
+    let everybody = |sockets: &mut Vec<Ws>, text: &str| {
+        for (viewer, ws) in viewers.iter().zip(sockets.iter_mut()) {
+            let message = json!({"event": "delete", "payload": text}).to_string();
+            assert_eq!(world.publish(&viewer.home(), &message), 1, "one server serves each");
+            ws.expect_event(&json!(["user"]), "delete", text);
+        }
+    };
+    everybody(&mut sockets, "1");
+
+    // One is taken away: its clients are told, come back by the same address, and the others take them.
+    gone.signal("TERM");
+    assert!(gone.until_exit().success());
+    let mut told = 0;
+    for (viewer, ws) in viewers.iter().zip(&mut sockets) {
+        ws.patience(Duration::from_millis(1));
+        match ws.socket.read() {
+            Ok(Message::Close(frame)) => {
+                assert_eq!(frame.map(|frame| u16::from(frame.code)), Some(1001));
+                told += 1;
+                *ws = connect(viewer);
+            }
+            Err(tungstenite::Error::Io(_)) => ws.patience(PATIENCE),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(told, 10);
+    everybody(&mut sockets, "2");
+    let (one, two) = (clients(&world.server), clients(&other));
+    assert_eq!(one + two, 30.0);
+    assert!((one - two).abs() <= 2.0, "{one} and {two} clients");
+}
