@@ -19,7 +19,11 @@ pub fn memory(clients: u64, report: &mut Report) {
         ("SSE on a shared channel, own tokens", Stream::SharedOwnTokens, Framing::Events, 384.0),
         ("WebSocket `user`, own accounts", Stream::User, Framing::WebSocket, 512.0),
     ];
+    let only = std::env::var("ONLY").ok();
     for (name, stream, framing, bar) in shapes {
+        if only.as_ref().is_some_and(|only| !name.contains(only.as_str())) {
+            continue;
+        }
         let town = Town::new(clients, 3072, &[("WS_PING_SECONDS", "600"), ("SSE_HEARTBEAT_SECONDS", "600")]);
         let mut readers = Readers::start(reader_threads());
         let empty = settled(&town);

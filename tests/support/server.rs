@@ -62,7 +62,14 @@ impl Server {
                 shell.args(["-c", &format!("exec {peer}")]);
                 shell
             }
-            None => Command::new(env!("CARGO_BIN_EXE_tidegate")),
+            None => match std::env::var("TIDEGATE_WRAP") {
+                Ok(wrap) => {
+                    let mut shell = Command::new("sh");
+                    shell.args(["-c", &format!("exec {wrap}")]);
+                    shell
+                }
+                Err(_) => Command::new(env!("CARGO_BIN_EXE_tidegate")),
+            },
         };
         Server::spawn_command(&mut command, env, folder)
     }
