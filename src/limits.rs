@@ -46,6 +46,10 @@ pub const LISTEN_BACKLOG: i32 = 4096;
 /// How long accepting pauses after the kernel had no file descriptor or memory for a connection.
 pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
+/// How long a connection may keep its place at a full door without having sent a request: in a rush of
+/// newcomers, requests that are here wait to be read.
+pub const DOOR_GRACE: Duration = Duration::from_secs(1);
+
 /// Bytes that a client may still send after its last response before its connection is dropped: reading them
 /// lets the response arrive, where a reset would destroy it.
 pub const LINGER_BYTES_MAX: usize = 256 * 1024;

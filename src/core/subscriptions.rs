@@ -174,7 +174,7 @@ impl<R> Subscriptions<R> {
             // The references of all tickets went with the connection.
             None => return Err(HoldError::RedisAway),
             Some(open) if open.killed => {
-                self.tickets.remove(&ticket);
+                self.forget(ticket);
                 return Err(HoldError::Killed);
             }
             Some(open) if open.reply.is_some() => {
@@ -183,7 +183,7 @@ impl<R> Subscriptions<R> {
             }
             Some(_) => {}
         }
-        let channels = self.tickets.remove(&ticket).map(|open| open.channels).unwrap_or_default();
+        let channels = self.forget(ticket).map(|open| open.channels).unwrap_or_default();
         for channel in &channels {
             if let Some(state) = self.table.get_mut(channel) {
                 state.reactors |= 1u16.checked_shl(u32::from(reactor)).unwrap_or(0);
@@ -198,6 +198,15 @@ impl<R> Subscriptions<R> {
         if let Some(open) = self.close(ticket) {
             self.give_back(&open.channels);
         }
+    }
+
+    /// Takes a ticket off the list. With the last one a rush of newcomers is over, and its memory comes back.
+    fn forget(&mut self, ticket: Ticket) -> Option<Open<R>> {
+        let open = self.tickets.remove(&ticket);
+        if self.tickets.is_empty() {
+            self.tidy();
+        }
+        open
     }
 
     /// Gives one reference of a client back.
@@ -273,7 +282,7 @@ impl<R> Subscriptions<R> {
     }
 
     fn close(&mut self, ticket: Ticket) -> Option<Open<R>> {
-        let open = self.tickets.remove(&ticket)?;
+        let open = self.forget(ticket)?;
         if open.missing > 0 {
             for channel in &open.channels {
                 if let Some(list) = self.waiting.get_mut(channel) {

@@ -1,8 +1,8 @@
 //! The listening socket, what accepted sockets inherit from it, and the loop that accepts.
 //!
 //! Bounds: at most `MAX_DOOR_CONNECTIONS` connections are at the door. When another one comes, the one that
-//! has been without a request for longest is closed to make room; when all have a request that is being
-//! answered, accepting pauses until one is done, and newcomers wait in the kernel's backlog. The loop never
+//! has been without a request for longest, and for `DOOR_GRACE` at least, is closed to make room; when there
+//! is none, accepting pauses until one is done, and newcomers wait in the kernel's backlog. The loop never
 //! ends because of an accept error: without file descriptors it waits a little and tries again.
 
 use std::collections::BTreeMap;
@@ -20,13 +20,14 @@ use socket2::{Domain, SockRef, Socket as RawSocket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::connection::{self, Stream};
 use super::headers::Peer;
 use super::{Door, Socket};
 use crate::limits::{
-    ACCEPT_BACKOFF, LISTEN_BACKLOG, SOCKET_DEAD_AFTER, SOCKET_NOTSENT_BYTES, SOCKET_RECEIVE_BYTES,
-    SOCKET_SEND_BYTES,
+    ACCEPT_BACKOFF, DOOR_GRACE, LISTEN_BACKLOG, SOCKET_DEAD_AFTER, SOCKET_NOTSENT_BYTES,
+    SOCKET_RECEIVE_BYTES, SOCKET_SEND_BYTES,
 };
 
 /// Where to listen.
@@ -316,6 +317,10 @@ pub async fn serve<S: Socket>(door: Arc<Door<S>>, listener: Listener, shutdown: 
     let mut is_failing = false;
     loop {
         let is_full = connections.len() >= door.limits.door_connections_max;
+        // A full door lets somebody in when the one who has waited longest without a request may be sent away.
+        // Nobody may at once: in a rush their requests are here and only unread.
+        let room_from = is_full.then(|| waiting_room.evictable_from());
+        let has_room = room_from.is_none_or(|from| from.is_some_and(|from| from <= Instant::now()));
         let accepted = tokio::select! {
             biased;
             () = &mut shutdown => break,
@@ -323,8 +328,9 @@ pub async fn serve<S: Socket>(door: Arc<Door<S>>, listener: Listener, shutdown: 
                 door.counters.at_door.store(connections.len(), Ordering::Relaxed);
                 continue;
             }
-            accepted = listener.accept(), if !is_full || !waiting_room.is_empty() => accepted,
+            accepted = listener.accept(), if has_room => accepted,
             () = waiting_room.entered.notified(), if is_full => continue,
+            () = until(room_from.flatten()), if !has_room => continue,
         };
         match accepted {
             Ok((stream, peer)) => {
@@ -368,6 +374,13 @@ pub async fn serve_one<S: Socket>(door: Arc<Door<S>>, stream: tokio::net::UnixSt
     connection::serve(door, Stream::Unix(stream), peer, waiting_room, place).await;
 }
 
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Errors of one connection, which say nothing about the next.
 fn is_the_clients(error: &io::Error) -> bool {
     matches!(
@@ -387,7 +400,7 @@ pub(crate) struct WaitingRoom {
 #[derive(Default)]
 struct Places {
     last: u64,
-    waiting: BTreeMap<u64, Arc<Notify>>,
+    waiting: BTreeMap<u64, (Instant, Arc<Notify>)>,
 }
 
 /// A connection's place in the waiting room, left when dropped.
@@ -416,18 +429,20 @@ impl WaitingRoom {
         let mut places = self.lock();
         places.last += 1;
         let number = places.last;
-        places.waiting.insert(number, Arc::clone(evict));
+        places.waiting.insert(number, (Instant::now(), Arc::clone(evict)));
         drop(places);
         self.entered.notify_one();
         Place { number, evict: Arc::clone(evict), room: Arc::clone(self) }
     }
 
-    fn is_empty(&self) -> bool {
-        self.lock().waiting.is_empty()
+    /// When the one who has waited longest may be sent away; none while nobody waits.
+    fn evictable_from(&self) -> Option<Instant> {
+        let places = self.lock();
+        places.waiting.first_key_value().map(|(_, (entered, _))| *entered + DOOR_GRACE)
     }
 
     fn evict_oldest(&self) {
-        if let Some((_, evict)) = self.lock().waiting.pop_first() {
+        if let Some((_, (_, evict))) = self.lock().waiting.pop_first() {
             evict.notify_one();
         }
     }

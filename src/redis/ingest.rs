@@ -288,7 +288,7 @@ impl<S: Send + 'static> Worker<S> {
         }
         self.backoff.reset();
         if self.link.is_some() {
-            self.lost("the sentinels have made another server the master");
+            self.lost(&Loss::from("the sentinels have made another server the master".to_owned()));
         }
         if let Attempt::At(at) = &mut self.attempt {
             *at = now;

@@ -31,7 +31,9 @@ pub(super) async fn watch(door: Arc<Door<Socket>>, gate: Arc<Gate>) {
         let accepted = door.counters().accepted.load(Ordering::Relaxed);
         let held = gate.held_bytes();
         held_most = held_most.max(held);
-        let quiet = accepted - before < QUIET && held < BURST_BYTES / 2;
+        // Who is still at the door has buffers that would come back only the next time.
+        let at_door = door.counters().at_door.load(Ordering::Relaxed) as u64;
+        let quiet = accepted - before < QUIET && at_door < QUIET && held < BURST_BYTES / 2;
         before = accepted;
         if quiet && (accepted - trimmed_at >= CROWD || held_most >= BURST_BYTES) {
             (trimmed_at, held_most) = (accepted, 0);

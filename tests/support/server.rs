@@ -36,7 +36,7 @@ impl Server {
     pub fn start_with_descriptors(count: u32, env: &Env) -> Server {
         let mut shell = Command::new("sh");
         shell.args(["-c", &format!("ulimit -n {count}; exec \"$0\""), env!("CARGO_BIN_EXE_tidegate")]);
-        Server::spawn_command(&mut shell, env, Folder::new("server")).listening()
+        Server::spawn_command(&mut shell, env, Folder::new("server"), Stdio::null()).listening()
     }
 
     /// The same for our own binary with a subcommand or options.

@@ -31,9 +31,12 @@ SELECT current_setting('server_version'), current_setting('max_connections')::in
  COALESCE((SELECT ssl FROM pg_catalog.pg_stat_ssl WHERE pid = pg_backend_pid()), false)";
 
 pub(super) async fn check(report: &mut Report<'_>, config: &Config) {
-    let Some(options) = crate::server::database_options(config) else { return };
-    let options = Options { statement_timeout: PATIENCE, ..options };
     let about = "PostgreSQL";
+    let options = match crate::server::database_options(config) {
+        Ok(Some(options)) => Options { statement_timeout: PATIENCE, ..options },
+        Ok(None) => return,
+        Err(failure) => return report.fail(about, failure),
+    };
     let pool = match Pool::new(&Options { pool_size: 1, ..options.clone() }) {
         Ok(pool) => pool,
         Err(error) => return report.fail(about, error),

@@ -94,11 +94,6 @@ fn settings(report: &mut Report<'_>, env: &Env, mode: Mode) -> Option<Config> {
             return None;
         }
     };
-    let unsupported = config.unsupported();
-    if !unsupported.is_empty() {
-        unsupported.iter().for_each(|error| report.fail("Settings", error));
-        return None;
-    }
     let set: Vec<&str> = variables::ALL
         .iter()
         .filter(|variable| env.get(variable).is_some_and(|value| !value.is_empty()))

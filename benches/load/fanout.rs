@@ -1,0 +1,293 @@
+//! One message to many clients, or one each to many, beside the floor.
+
+use std::process::Command;
+use std::time::Instant;
+
+use crate::floor::Floor;
+use crate::option;
+use crate::process::{SystemCalls, cpu_seconds, memory};
+use crate::readers::{BASE, Framing, Readers};
+use crate::report::{Report, median, number, quantile};
+use crate::support::peer;
+use crate::town::{Stream, Town};
+
+/// How many reader threads: half of the cores, so that they do not starve what they measure.
+pub fn reader_threads() -> usize {
+    (cores() / 2).max(1)
+}
+
+/// The server's reactors, unless it is told otherwise.
+fn server_threads() -> usize {
+    cores().min(4)
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// A shape of load.
+pub struct Load {
+    clients: u64,
+    stream: Stream,
+    framing: Framing,
+    bytes: usize,
+    /// Messages published and not yet everywhere, at most.
+    open: u64,
+    messages: u64,
+    rounds: usize,
+}
+
+impl Load {
+    pub fn from_options(arguments: &[String]) -> Load {
+        let is = |text: &str| arguments.iter().any(|word| word == text);
+        Load {
+            clients: option(arguments, "--clients", 1000),
+            stream: if is("user") { Stream::User } else { Stream::SharedOwnTokens },
+            framing: if is("sse") { Framing::Events } else { Framing::WebSocket },
+            bytes: option(arguments, "--bytes", 3072) as usize,
+            open: option(arguments, "--open", 1),
+            messages: option(arguments, "--messages", 200),
+            rounds: option(arguments, "--rounds", 7) as usize,
+        }
+    }
+}
+
+/// One round's figures.
+struct Round {
+    per_second: f64,
+    cpu_per_million: f64,
+    p50_us: f64,
+    p99_us: f64,
+    p999_us: f64,
+}
+
+fn measured(readers: &Readers, pid: u32, deliveries: u64, work: impl FnOnce()) -> Round {
+    readers.take_latencies();
+    let (cpu, began) = (cpu_seconds(pid), Instant::now());
+    work();
+    let took = began.elapsed().as_secs_f64();
+    // The last reader may be told before the sender has left its last call.
+    let used = cpu_seconds(pid) - cpu;
+    let latencies = readers.take_latencies();
+    Round {
+        per_second: deliveries as f64 / took,
+        cpu_per_million: used / deliveries as f64 * 1e6,
+        p50_us: quantile(&latencies, 0.5),
+        p99_us: quantile(&latencies, 0.99),
+        p999_us: quantile(&latencies, 0.999),
+    }
+}
+
+/// The server sends `messages` to `clients`, at most `open` at once.
+fn serve(town: &mut Town, readers: &Readers, clients: u64, stream: Stream, messages: u64, open: u64) {
+    let mut published = 0;
+    let got = readers.got();
+    while published < messages {
+        let part = open.min(messages - published);
+        if stream == Stream::User {
+            (0..part).for_each(|_| town.publish_to_each(readers, clients));
+        } else {
+            town.publish(readers, part);
+        }
+        published += part;
+        readers.until_got(got + published * clients);
+    }
+}
+
+fn row(report: &mut Report, name: &str, rounds: &[Round]) {
+    let middle = |figure: fn(&Round) -> f64| median(&rounds.iter().map(figure).collect::<Vec<_>>());
+    report.note(
+        name,
+        format!(
+            "{} deliveries/s, {} CPU s per million, p50 {} µs, p99 {} µs, p99.9 {} µs",
+            number(middle(|round| round.per_second), ""),
+            number(middle(|round| round.cpu_per_million), ""),
+            number(middle(|round| round.p50_us), ""),
+            number(middle(|round| round.p99_us), ""),
+            number(middle(|round| round.p999_us), ""),
+        ),
+    );
+}
+
+/// One load, whatever the server.
+pub fn run(load: &Load, report: &mut Report) {
+    let mut town = Town::new(load.clients, load.bytes, &[]);
+    let mut readers = Readers::start(reader_threads());
+    let empty = memory(town.pid());
+    let plans = town.plans(1, load.clients, load.stream, load.framing);
+    let took = readers.connect(town.address(), plans);
+    let settle = Instant::now();
+    while settle.elapsed().as_secs_f64() < 5.0 {
+        std::thread::park_timeout(std::time::Duration::from_millis(100));
+    }
+    let idle = memory(town.pid());
+    let (pid, deliveries) = (town.pid(), load.clients * load.messages);
+    let rounds: Vec<Round> = (0..load.rounds)
+        .map(|_| {
+            measured(&readers, pid, deliveries, || {
+                serve(&mut town, &readers, load.clients, load.stream, load.messages, load.open);
+            })
+        })
+        .collect();
+    let after = memory(pid);
+    let name = format!(
+        "{} clients of {:?}, {:?}, {} B, {} open",
+        load.clients, load.stream, load.framing, load.bytes, load.open
+    );
+    row(report, &name, &rounds);
+    report.note("lost, twice, out of order", "0, 0, 0".to_owned());
+    report.note("handshakes", format!("{}/s", number(load.clients as f64 / took.as_secs_f64(), "")));
+    let both =
+        |memory: crate::process::Memory| format!("{} KiB ({} KiB PSS)", memory.rss_kib, memory.pss_kib);
+    report.note("RSS empty", both(empty));
+    report.note("RSS idle", both(idle));
+    report.note("RSS after", both(after));
+    let per_client = idle.rss_kib.saturating_sub(empty.rss_kib) as f64 / load.clients as f64;
+    report.note("per client, from empty", number(per_client, "KiB"));
+    if let Some(calls) = SystemCalls::count(pid) {
+        serve(&mut town, &readers, load.clients, load.stream, 10, load.open.min(10));
+        let (all, writes) = calls.calls();
+        let deliveries = (load.clients * 10) as f64;
+        report.note(
+            "system calls per delivery",
+            format!("{:.3}, of which writes {:.3}", all as f64 / deliveries, writes as f64 / deliveries),
+        );
+    }
+}
+
+/// Server and floor take turns, same bytes, same readers, same number of sending threads.
+pub fn against_the_floor(report: &mut Report) {
+    const CLIENTS: u64 = 1000;
+    const USERS: u64 = 5000;
+    const PAIRS: usize = 7;
+    let threads = server_threads();
+    let mut town = Town::new(USERS, 3072, &[("WS_PING_SECONDS", "600")]);
+    let mut readers = Readers::start(reader_threads());
+    let (frame, number_at) = town.frame(&readers);
+    let mut floor = Floor::start(&mut readers, CLIENTS as usize, threads, &frame, number_at);
+    let mut floor_number = BASE;
+    send(&mut floor, &readers, &mut floor_number, CLIENTS, 1, 1);
+    let plans = town.plans(1, CLIENTS, Stream::SharedOwnTokens, Framing::WebSocket);
+    readers.connect(town.address(), plans);
+
+    for (open, messages) in [(1, 150), (64, 640)] {
+        let (mut ours, mut floors) = (Vec::new(), Vec::new());
+        let deliveries = CLIENTS * messages;
+        for pair in 0..=PAIRS {
+            let (pid, floor_pid) = (town.pid(), floor.pid());
+            let server = measured(&readers, pid, deliveries, || {
+                serve(&mut town, &readers, CLIENTS, Stream::SharedOwnTokens, messages, open);
+            });
+            // The floor always sends one message at a time: that is the price to compare with.
+            let passes = messages.min(150);
+            let bare = measured(&readers, floor_pid, CLIENTS * passes, || {
+                send(&mut floor, &readers, &mut floor_number, CLIENTS, passes, 1);
+            });
+            // The first pair warms up.
+            if pair > 0 {
+                ours.push(server);
+                floors.push(bare);
+            }
+        }
+        row(report, &format!("1,000 clients of one channel, {open} open"), &ours);
+        row(report, "the floor beside it", &floors);
+        let ratio = |figure: fn(&Round) -> f64| {
+            let ratios: Vec<f64> =
+                ours.iter().zip(&floors).map(|(ours, floor)| figure(ours) / figure(floor)).collect();
+            median(&ratios)
+        };
+        let cpu = ratio(|round| round.cpu_per_million);
+        if open == 1 {
+            report.at_most("CPU per delivery against the floor's, one message at a time", cpu, 1.0 / 0.9, "");
+            let p99 = ratio(|round| round.p99_us);
+            report.at_most("p99 latency against the floor's, one message to 1,000", p99, 1.2, "");
+        } else {
+            report.at_most("CPU per delivery against the floor's, 64 messages open", cpu, 1.0 / 2.5, "");
+        }
+    }
+    one_each(&mut town, &mut readers, USERS, report);
+}
+
+/// As many messages as clients, one each, all at once; against one channel in the same server.
+fn one_each(town: &mut Town, readers: &mut Readers, users: u64, report: &mut Report) {
+    let pid = town.pid();
+    let mut each_readers = Readers::start(reader_threads());
+    each_readers.connect(town.address(), town.plans(1, users, Stream::User, Framing::WebSocket));
+    let (mut shared, mut each) = (Vec::new(), Vec::new());
+    // Numbers of the two shapes follow each other, so each has a server's worth of its own.
+    let mut shared_number = town.number;
+    let mut each_number = town.number;
+    for pair in 0..=7 {
+        town.number = shared_number;
+        let one = measured(readers, pid, 150_000, || {
+            serve(town, readers, 1000, Stream::SharedOwnTokens, 150, 1);
+        });
+        shared_number = std::mem::replace(&mut town.number, each_number);
+        let own = measured(&each_readers, pid, users * 20, || {
+            serve(town, &each_readers, users, Stream::User, 20, 1);
+        });
+        each_number = town.number;
+        if pair > 0 {
+            shared.push(one);
+            each.push(own);
+        }
+    }
+    row(report, "5,000 clients of `user`, one message each, 5,000 open", &each);
+    let ratios: Vec<f64> =
+        each.iter().zip(&shared).map(|(each, one)| each.cpu_per_million / one.cpu_per_million).collect();
+    report.at_most("its CPU per delivery against the one channel's", median(&ratios), 1.25, "");
+}
+
+fn send(floor: &mut Floor, readers: &Readers, number: &mut u64, clients: u64, passes: u64, coalesced: u64) {
+    for _ in 0..passes {
+        let got = readers.got();
+        (*number..*number + coalesced).for_each(|number| readers.sending(number));
+        floor.send(*number, coalesced as usize);
+        *number += coalesced;
+        readers.until_got(got + clients * coalesced);
+        floor.done();
+    }
+}
+
+/// The floor alone.
+pub fn floors(report: &mut Report) {
+    let mut town = Town::new(1, 3072, &[]);
+    let mut readers = Readers::start(reader_threads());
+    let (frame, number_at) = town.frame(&readers);
+    drop(town);
+    for threads in [1, 2, 4] {
+        let mut floor = Floor::start(&mut readers, 1000, threads, &frame, number_at);
+        let mut number = BASE;
+        send(&mut floor, &readers, &mut number, 1000, 1, 1);
+        for coalesced in [1, 4, 16] {
+            let passes = 200 / coalesced;
+            let pid = floor.pid();
+            let rounds: Vec<Round> = (0..3)
+                .map(|_| {
+                    measured(&readers, pid, 1000 * passes * coalesced, || {
+                        send(&mut floor, &readers, &mut number, 1000, passes, coalesced);
+                    })
+                })
+                .collect();
+            row(report, &format!("floor, {threads} threads, {coalesced} a send"), &rounds);
+        }
+        readers.close();
+    }
+}
+
+/// The same load on this server and on the one that `TIDEGATE_PEER_COMMAND` starts.
+pub fn peers(arguments: &[String]) {
+    let Some(command) = peer() else {
+        eprintln!("TIDEGATE_PEER_COMMAND: set it to the command that starts the other server");
+        std::process::exit(2);
+    };
+    for (name, peer) in [("Tidegate", None), ("the peer", Some(command))] {
+        println!("\n{name}:");
+        let mut bench = Command::new(std::env::current_exe().unwrap());
+        bench.arg("fanout").args(arguments).env_remove("TIDEGATE_PEER_COMMAND");
+        if let Some(peer) = peer {
+            bench.env("TIDEGATE_PEER_COMMAND", peer);
+        }
+        assert!(bench.status().unwrap().success(), "{name}");
+    }
+}

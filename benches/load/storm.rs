@@ -1,0 +1,93 @@
+//! Everybody comes back at once.
+
+use std::time::{Duration, Instant};
+
+use crate::fanout::reader_threads;
+use crate::process::{cpu_seconds, family_cpu_seconds};
+use crate::readers::{BASE, Framing, Readers};
+use crate::report::{Report, median, number, quantile};
+use crate::town::{Stream, Town};
+
+/// How often the `user` stream beside gets a message.
+const PROBE_EVERY: Duration = Duration::from_millis(10);
+
+/// How many times all come back.
+const STORMS: usize = 3;
+
+pub fn run(clients: u64, report: &mut Report) {
+    let mut town = Town::new(clients + 1, 3072, &[]);
+    let mut beside = Readers::start(1);
+    let mut probe = town.plan(clients + 1, Stream::User, Framing::WebSocket);
+    probe.first = BASE;
+    beside.connect(town.address(), vec![probe]);
+    let mut probe_number = BASE;
+
+    // Quiet, for a second.
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(2) {
+        ping(&mut town, &beside, clients + 1, &mut probe_number);
+    }
+    let quiet_p99 = quantile(&beside.take_latencies(), 0.99);
+
+    let (mut rates, mut database_share, mut p99s) = (Vec::new(), Vec::new(), Vec::new());
+    let mut readers = Readers::start(reader_threads());
+    readers.connect(town.address(), town.plans(1, clients, Stream::User, Framing::WebSocket));
+    let mut served = clients;
+    let postgres = town.postgres_pid();
+    for _ in 0..STORMS {
+        readers.close();
+        beside.take_latencies();
+        let (database, server, began) =
+            (family_cpu_seconds(postgres), cpu_seconds(town.pid()), Instant::now());
+        readers.begin(town.address(), town.plans(1, clients, Stream::User, Framing::WebSocket));
+        while readers.opened() < clients {
+            ping(&mut town, &beside, clients + 1, &mut probe_number);
+        }
+        let took = began.elapsed().as_secs_f64();
+        served += clients;
+        let database = (family_cpu_seconds(postgres) - database) / took;
+        let server = (cpu_seconds(town.pid()) - server) / took;
+        rates.push(clients as f64 / took);
+        database_share.push(database);
+        p99s.push(quantile(&beside.take_latencies(), 0.99));
+        report.note(
+            "a storm",
+            format!("{took:.2} s; the server used {server:.2} cores, PostgreSQL {database:.2}"),
+        );
+    }
+    let (rate, database) = (median(&rates), median(&database_share));
+    report.holds(
+        &format!("{} clients of `user` come back at once", number(clients as f64, "")),
+        format!("{} handshakes/s, PostgreSQL at {database:.2} cores", number(rate, "")),
+        "at least 10,000/s, or PostgreSQL at a full core",
+        rate >= 10_000.0 || database >= 0.95,
+    );
+    let queries = settled(&town);
+    report.at_least("clients per query", served as f64 / queries as f64, 20.0, "");
+    report.at_most("p99 of a `user` stream meanwhile, against quiet", median(&p99s) / quiet_p99, 2.0, "");
+    report.note("that p99", format!("{} µs, quiet {} µs", number(median(&p99s), ""), number(quiet_p99, "")));
+}
+
+fn ping(town: &mut Town, beside: &Readers, n: u64, number: &mut u64) {
+    let (began, got) = (Instant::now(), beside.got());
+    town.publish_to(beside, n, *number);
+    *number += 1;
+    beside.until_got(got + 1);
+    std::thread::park_timeout(PROBE_EVERY.saturating_sub(began.elapsed()));
+}
+
+/// The database's count of transactions, once it rests: backends that idle report within 10 s.
+fn settled(town: &Town) -> i64 {
+    let (mut before, mut since) = (town.transactions(), Instant::now());
+    let mut asked = 1;
+    while since.elapsed() < Duration::from_secs(12) {
+        std::thread::park_timeout(Duration::from_secs(1));
+        let now = town.transactions();
+        asked += 1;
+        // Our own questions count too.
+        if now - asked > before {
+            (before, since) = (now - asked, Instant::now());
+        }
+    }
+    before
+}

@@ -1,0 +1,194 @@
+//! A Redis, a PostgreSQL full of accounts, and a server: what a load runs against.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::readers::{BASE, Framing, Plan, Readers};
+use crate::support::redis::{Client, encode};
+use crate::support::{World, http, peer, postgres};
+
+/// What clients open.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stream {
+    /// One channel that all share, one token for all.
+    Shared,
+    /// One channel that all share, by tokens of their own.
+    SharedOwnTokens,
+    /// `user`, each with an account of its own.
+    User,
+}
+
+/// See the module.
+pub struct Town {
+    pub world: World,
+    first: u64,
+    /// The number of the next message.
+    pub number: u64,
+    publisher: Client,
+    pad: String,
+}
+
+impl Town {
+    /// A server with `accounts` accounts that have a token each; messages of about `bytes` bytes.
+    pub fn new(accounts: u64, bytes: usize, variables: &[(&str, &str)]) -> Town {
+        let mut all = Vec::new();
+        if peer().is_none() {
+            all.push(("MAX_CONNECTIONS", "20000"));
+        }
+        all.extend_from_slice(variables);
+        let world = World::with(&all).expect("redis-server and postgresql");
+        // Several towns of one process share a database.
+        static TOWNS: AtomicU64 = AtomicU64::new(0);
+        let first = 109_601_234_567_890_001 + 1_000_000 * TOWNS.fetch_add(1, Ordering::Relaxed);
+        world.db.run(&format!(
+            "INSERT INTO accounts (id, username) SELECT {first} + n, 'l{first}x' || n FROM generate_series(1, {accounts}) n;
+             INSERT INTO users (id, account_id, email)
+               SELECT {first} + n, {first} + n, 'l{first}x' || n || '@load.example' FROM generate_series(1, {accounts}) n;
+             INSERT INTO oauth_access_tokens (token, scopes, resource_owner_id)
+               SELECT 'load-{first}-' || n, 'read', {first} + n FROM generate_series(1, {accounts}) n;
+             ANALYZE"
+        ));
+        let publisher = world.redis.client();
+        Town { world, first, number: BASE, publisher, pad: "x".repeat(bytes.saturating_sub(1100)) }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.world.server.address()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.world.server.pid()
+    }
+
+    /// The `n`-th account's channel of `user`.
+    fn home(&self, n: u64) -> String {
+        format!("timeline:{}", self.first + n)
+    }
+
+    /// PostgreSQL's process.
+    pub fn postgres_pid(&self) -> u32 {
+        postgres::shared().expect("postgresql").service.pid()
+    }
+
+    /// Transactions that PostgreSQL counts in this database: one per query of the server. Counts arrive late;
+    /// wait until they rest.
+    pub fn transactions(&self) -> i64 {
+        let sql =
+            "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()";
+        self.world.db.id(sql, &[])
+    }
+
+    /// The connection of the `n`-th account.
+    pub fn plan(&self, n: u64, stream: Stream, framing: Framing) -> Plan {
+        let number = if stream == Stream::Shared { 1 } else { n };
+        let bearer = format!("Bearer load-{}-{number}", self.first);
+        let name = if stream == Stream::User { "user" } else { "public:local" };
+        let request = if framing == Framing::WebSocket {
+            let upgrade = [
+                ("Authorization", bearer.as_str()),
+                ("Connection", "Upgrade"),
+                ("Upgrade", "websocket"),
+                ("Sec-WebSocket-Version", "13"),
+                ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
+            ];
+            http::request("GET", &format!("/api/v1/streaming?stream={name}"), &upgrade)
+        } else {
+            let path = format!("/api/v1/streaming/{}", name.replace(':', "/"));
+            http::request("GET", &path, &[("Authorization", bearer.as_str())])
+        };
+        Plan { request: request.into(), framing, first: self.number }
+    }
+
+    /// The same for accounts `from..=to`.
+    pub fn plans(&self, from: u64, to: u64, stream: Stream, framing: Framing) -> Vec<Plan> {
+        (from..=to).map(|n| self.plan(n, stream, framing)).collect()
+    }
+
+    /// A status as Rails publishes it; the number is its id.
+    pub fn message(&self, number: u64) -> String {
+        let mut status = crate::support::posts::status(number, self.first);
+        status["content"] = format!("<p>{}</p>", self.pad).into();
+        // The id comes first, as in Rails' own.
+        let text = status.to_string();
+        let id = format!("\"id\":\"{number}\",");
+        let rest = text.replacen(&id, "", 1);
+        format!("{{\"event\":\"update\",\"payload\":{{{id}{}}}", &rest[1..])
+    }
+
+    /// Publishes the next `count` messages on the shared channel, not waiting for Redis.
+    pub fn publish(&mut self, readers: &Readers, count: u64) {
+        let mut commands = Vec::new();
+        for _ in 0..count {
+            readers.sending(self.number);
+            commands.extend(encode(&["PUBLISH", "timeline:public:local", &self.message(self.number)]));
+            self.number += 1;
+        }
+        self.publisher.send(&commands);
+        for _ in 0..count {
+            self.publisher.reply().expect("Redis");
+        }
+    }
+
+    /// Publishes the next message to each of so many accounts, on its own channel.
+    pub fn publish_to_each(&mut self, readers: &Readers, accounts: u64) {
+        let message = self.message(self.number);
+        readers.sending(self.number);
+        self.number += 1;
+        for from in (1..=accounts).step_by(500) {
+            let mut commands = Vec::new();
+            let part = from..=(from + 499).min(accounts);
+            for n in part.clone() {
+                commands.extend(encode(&["PUBLISH", &self.home(n), &message]));
+            }
+            self.publisher.send(&commands);
+            for _ in part {
+                self.publisher.reply().expect("Redis");
+            }
+        }
+    }
+
+    /// Publishes a message to one account.
+    pub fn publish_to(&mut self, readers: &Readers, n: u64, number: u64) {
+        readers.sending(number);
+        let message = self.message(number);
+        let home = self.home(n);
+        self.publisher.publish(&home, &message);
+    }
+
+    /// Publishes on the account's system channel an event that no server knows.
+    pub fn publish_ignored(&mut self, n: u64, count: u64, bytes: usize) {
+        let channel = format!("timeline:system:{}", self.first + n);
+        let message = format!("{{\"event\":\"unknown\",\"payload\":\"{}\"}}", "x".repeat(bytes - 34));
+        let commands = encode(&["PUBLISH", &channel, &message]).repeat(50);
+        for _ in 0..count / 50 {
+            self.publisher.send(&commands);
+            for _ in 0..50 {
+                self.publisher.reply().expect("Redis");
+            }
+        }
+    }
+
+    /// One message's bytes as the server sends them to a WebSocket, and where the number stands in them.
+    pub fn frame(&mut self, readers: &Readers) -> (Vec<u8>, usize) {
+        use std::io::{Read, Write};
+        let mut socket = std::net::TcpStream::connect(self.address()).unwrap();
+        let plan = self.plan(1, Stream::Shared, Framing::WebSocket);
+        socket.write_all(&plan.request).unwrap();
+        let mut bytes = Vec::new();
+        let mut byte = [0];
+        while !bytes.ends_with(b"\r\n\r\n") {
+            socket.read_exact(&mut byte).unwrap();
+            bytes.push(byte[0]);
+        }
+        let number = self.number.to_string();
+        self.publish(readers, 1);
+        let mut head = [0; 4];
+        socket.read_exact(&mut head).unwrap();
+        assert_eq!(head[1], 126, "a frame of 126 to 65,535 bytes");
+        let mut frame = head.to_vec();
+        frame.resize(4 + usize::from(u16::from_be_bytes([head[2], head[3]])), 0);
+        socket.read_exact(&mut frame[4..]).unwrap();
+        let at = memchr::memmem::find(&frame, number.as_bytes()).expect("the number");
+        (frame, at)
+    }
+}
