@@ -67,6 +67,7 @@ async fn visit(bytes: &[u8], piece: usize, answer: u8) -> Verdict {
         commands: Arc::clone(&commands),
         clients: Arc::clone(&clients),
         pages: Pages::default(),
+        streams: true,
     });
     let (ours, theirs) = UnixStream::pair().expect("a socket pair");
     let served = tokio::spawn(serve_one(Arc::clone(&door), theirs, Peer::Unix));
