@@ -223,7 +223,9 @@ fn burst(count: usize) {
          ANALYZE"
     ));
     // Those ids are taken.
-    (0..slow).for_each(|_| drop(support::world::fresh_id()));
+    for _ in 0..slow {
+        support::world::fresh_id();
+    }
     let viewer = world.viewer("read");
     let mut crowd = honest(&world, &viewer, count - slow);
     let connections: Vec<Connection> =
