@@ -8,8 +8,8 @@
 //! When nothing at all is held, the gate is open whatever the budget, so that one message of any size
 //! always passes.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use crate::core::sync::Arc;
+use crate::core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Counts the bytes held and closes over the high mark. Shared by ingest and all who hold events.
 pub struct Gate {
@@ -69,11 +69,12 @@ impl Gate {
         if self.held_bytes() <= self.high_bytes {
             return true;
         }
-        self.closed.store(true, Ordering::SeqCst);
+        self.closed.swap(true, Ordering::SeqCst);
         // Bytes given back between the look and the store found the gate open and woke nobody: look again.
-        // Both sides use SeqCst, so one of the two sees the other.
-        if self.held_bytes.load(Ordering::SeqCst) <= self.low_bytes {
-            self.closed.store(false, Ordering::SeqCst);
+        // Both sides change the count, so one of the two comes after the other and sees what it did before;
+        // a mere load might see neither. `tests/loom.rs` tries every order.
+        if self.held_bytes.fetch_add(0, Ordering::AcqRel) <= self.low_bytes {
+            self.closed.swap(false, Ordering::SeqCst);
             return true;
         }
         false
@@ -124,6 +125,6 @@ impl Charge {
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        self.gate.give_back(*self.bytes.get_mut());
+        self.gate.give_back(self.bytes());
     }
 }

@@ -7,7 +7,9 @@
 //! Invariant: when something waits, a wake was sent after it was put there, or the consumer has yet to
 //! drain what an earlier wake announced.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
+
+use crate::core::sync::{Mutex, MutexGuard};
 
 /// A queue of `T` with its consumer's alarm.
 pub struct Mailbox<T> {

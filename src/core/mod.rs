@@ -20,5 +20,6 @@ pub mod report;
 pub mod session;
 pub mod stream;
 pub mod subscriptions;
+pub mod sync;
 pub mod table;
 pub mod wheel;
