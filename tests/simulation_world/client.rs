@@ -21,7 +21,11 @@ struct PipeState {
     /// Bytes that the socket takes before it is full; refilled when the client reads.
     room: usize,
     appetite: usize,
+    /// It takes one piece of a write at a time, whole: it is full at the border of a frame.
+    piecewise: bool,
     full: bool,
+    /// It was full at least once.
+    stalled: bool,
     taken: Vec<u8>,
     to_server: VecDeque<u8>,
     left: bool,
@@ -62,7 +66,14 @@ impl Pipe {
     }
 
     pub fn appetite(&self, appetite: usize) {
-        self.0.borrow_mut().appetite = appetite;
+        let mut pipe = self.0.borrow_mut();
+        pipe.appetite = appetite;
+        pipe.piecewise = false;
+    }
+
+    pub fn piecewise(&self) {
+        self.appetite(usize::MAX);
+        self.0.borrow_mut().piecewise = true;
     }
 
     /// The client reads: there is room again. True if the socket was full, as an edge-triggered poll says it.
@@ -121,13 +132,15 @@ impl Socket for SimSocket {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         let offered: usize = slices.iter().map(|slice| slice.len()).sum();
-        let taken = offered.min(pipe.room);
+        let first = slices.first().map_or(0, |slice| slice.len());
+        let taken = if pipe.piecewise { first.min(pipe.room) } else { offered.min(pipe.room) };
         for byte in slices.iter().flat_map(|slice| slice.iter()).take(taken) {
             pipe.taken.push(*byte);
         }
         pipe.room -= taken;
         if taken < offered {
             pipe.full = true;
+            pipe.stalled = true;
         }
         if taken == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(taken) }
     }
@@ -280,6 +293,12 @@ impl Model {
             };
             if used == 0 {
                 return;
+            }
+            if !pipe.stalled {
+                // 1013 or its comment.
+                let too_slow = rest.starts_with(&[0x88]) && rest.get(2..4) == Some(&[0x03, 0xf5])
+                    || memchr::memmem::find(&rest[..used], b":too slow").is_some();
+                assert!(!too_slow, "closed as too slow, and its socket was never full: {self:?}");
             }
             self.read += used;
             if let Some(text) = message {

@@ -1,27 +1,28 @@
 //! The world of the simulation: a model of Redis, sockets of random appetite, and the relay's own types in
 //! between.
 
+mod checks;
 mod client;
 mod redis;
+mod way;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use smallvec::{SmallVec, smallvec};
 use tidegate::core::counters::ReactorCounters;
-use tidegate::core::event::{Audience, Event, Parsed, Position, Transport, Verdict, Withheld};
+use tidegate::core::event::Transport;
 use tidegate::core::gate::Gate;
-use tidegate::core::handover::{ClientId, Delivery, HoldError, NewClient, NewSubscription, Viewer, Want};
-use tidegate::core::relay::{Pressure, Relay};
+use tidegate::core::handover::{ClientId, Delivery, Viewer};
+use tidegate::core::relay::Relay;
 use tidegate::core::stream::{Channel, Origin, Param, Scopes, Stream, StreamKind};
 use tidegate::core::subscriptions::Subscriptions;
 use tidegate::limits::Limits;
-use tidegate::proto::ring::{Frame, Ring};
+use tidegate::proto::ring::Ring;
 
-use client::{Model, Pipe, SimSocket};
+use client::{Model, SimSocket};
 use redis::ModelRedis;
 
 /// Small numbers with a seed (splitmix64).
@@ -269,6 +270,10 @@ impl World {
 
     fn change_appetite(&mut self) {
         if let Some(model) = self.some_open() {
+            if self.random.once_in(4) {
+                self.say(|| format!("client {model} now takes a frame at a time"));
+                return self.models[&model].pipe().piecewise();
+            }
             let appetite = match self.random.below(4) {
                 0 if self.random.once_in(3) => 0,
                 0 | 1 => 1 + self.random.below(700) as usize,
@@ -327,380 +332,6 @@ impl World {
         self.say(|| "Redis is back".into());
         self.connected = true;
         self.subscriptions.connected();
-    }
-
-    /// Commands go out, Redis executes what it got, presence keys are set.
-    fn redis_works(&mut self) {
-        if !self.connected {
-            return;
-        }
-        let (mut subscribe, mut unsubscribe) = (Vec::new(), Vec::new());
-        self.subscriptions.next_commands(100, &mut subscribe, &mut unsubscribe);
-        for channel in subscribe {
-            self.redis.command(channel, true);
-        }
-        for channel in unsubscribe {
-            self.redis.command(channel, false);
-        }
-        let executed = self.random.below(6) as usize;
-        self.redis.execute(executed);
-        let mut presence = Vec::new();
-        self.subscriptions.next_presence(self.random.below(5) as usize, &mut presence);
-        for channel in presence {
-            self.subscriptions.presence_set(&channel);
-        }
-    }
-
-    /// Reads what Redis sent, in random pieces, as long as the gate allows.
-    fn ingest(&mut self) {
-        self.gate_opened.store(false, Ordering::SeqCst);
-        for _ in 0..1 + self.random.below(4) {
-            if !self.connected || !self.gate.may_read() {
-                break;
-            }
-            let space = self.ring.read_space();
-            let most = 1 + (self.random.next() as usize % space.len());
-            let read = self.redis.read(&mut space[..most]);
-            if read == 0 {
-                break;
-            }
-            self.ring.filled(read);
-            self.frames();
-        }
-        if self.subscriptions.take_regained() {
-            self.say(|| "everything is subscribed again".into());
-            for inbox in &mut self.inboxes {
-                inbox.push_back(Delivery::Regained);
-            }
-        }
-    }
-
-    fn frames(&mut self) {
-        loop {
-            // Between messages only, as in production: what was read and cannot be held yet stays in the ring.
-            if !self.gate.may_read() {
-                return;
-            }
-            let frame = match self.ring.next().expect("Redis speaks RESP") {
-                None => return,
-                Some(frame) => frame,
-            };
-            match frame {
-                Frame::Message { channel, payload } => {
-                    let Some(channel) = Channel::parse(channel) else { continue };
-                    let payload = payload.into_bytes();
-                    self.message(channel, payload);
-                }
-                Frame::Subscribed { channel, .. } => {
-                    let channel = Channel::parse(channel).expect("a channel of ours");
-                    self.subscriptions.confirmed(&channel);
-                }
-                Frame::Unsubscribed { channel, .. } => {
-                    let channel = Channel::parse(channel).expect("a channel of ours");
-                    self.subscriptions.unsubscribed(&channel);
-                }
-                other => panic!("Redis sent {other:?}"),
-            }
-        }
-    }
-
-    fn message(&mut self, channel: Channel, payload: Bytes) {
-        let Some(mask) = self.subscriptions.reactors(&channel) else { return };
-        self.seq += 1;
-        let at = Position { epoch: self.epoch, seq: self.seq, read_at: self.now };
-        match Event::parse(channel.clone(), at, payload, &self.gate) {
-            Parsed::Kill => {
-                self.say(|| format!("kill on {channel:?}"));
-                self.subscriptions.killed(&channel);
-                self.each_reactor(mask, |inbox| inbox.push_back(Delivery::Kill(channel.clone())));
-            }
-            Parsed::Event(event) => {
-                if event.needs_audience() {
-                    let verdicts = (1..=ACCOUNTS)
-                        .map(|account| {
-                            let verdict = if self.random.once_in(3) {
-                                Verdict::Withheld(Withheld::Relationship)
-                            } else {
-                                Verdict::Deliver(0)
-                            };
-                            (account, verdict)
-                        })
-                        .collect();
-                    let audience = Audience {
-                        verdicts,
-                        outcomes: vec![Bytes::from_static(b"[]")],
-                        ..Audience::default()
-                    };
-                    event.audience().set(audience).expect("asked once");
-                }
-                self.each_reactor(mask, |inbox| inbox.push_back(Delivery::Event(Arc::clone(&event))));
-            }
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn each_reactor(&mut self, mask: u16, mut push: impl FnMut(&mut VecDeque<Delivery<SimSocket>>)) {
-        for (reactor, inbox) in self.inboxes.iter_mut().enumerate() {
-            if mask & (1 << reactor) != 0 {
-                push(inbox);
-            }
-        }
-    }
-
-    /// What the door does: confirmed tickets are attached, or given up.
-    fn work_tickets(&mut self) {
-        let mut finished = Vec::new();
-        self.subscriptions.take_finished(&mut finished);
-        for (ticket, outcome) in finished {
-            match outcome {
-                Ok(()) => self.confirmed.push(ticket),
-                Err(error) => self.refused(ticket, error),
-            }
-        }
-        self.confirmed.sort_unstable();
-        for ticket in std::mem::take(&mut self.confirmed) {
-            if self.random.once_in(3) && !self.settling {
-                self.confirmed.push(ticket);
-            } else if self.random.once_in(12) {
-                self.subscriptions.cancel(ticket);
-                self.refused(ticket, HoldError::Refused);
-            } else {
-                self.attach(ticket);
-            }
-        }
-    }
-
-    /// The errand failed: nobody comes, or the client hears an error.
-    fn refused(&mut self, ticket: u64, error: HoldError) {
-        self.say(|| format!("ticket {ticket}: {error}"));
-        if let Some(Errand::Subscribe { client, .. }) = self.errands.remove(&ticket) {
-            let answer = Some(Bytes::from_static(br#"{"error":"Redis is away","status":503}"#));
-            self.inboxes[usize::from(client.reactor)].push_back(Delivery::Answer(client, answer));
-        }
-    }
-
-    fn attach(&mut self, ticket: u64) {
-        let reactor = match &self.errands[&ticket] {
-            Errand::Subscribe { client, .. } => client.reactor,
-            Errand::Arrive { .. } => self.random.below(self.relays.len() as u64) as u16,
-        };
-        if let Err(error) = self.subscriptions.attach(ticket, reactor) {
-            return self.refused(ticket, error);
-        }
-        let delivery = match self.errands.remove(&ticket).unwrap() {
-            Errand::Arrive { viewer, transport, stream } => {
-                let key = self.next_model;
-                self.next_model += 1;
-                let pipe = Pipe::new(if self.random.once_in(3) { 2000 } else { usize::MAX });
-                let model = Model::new(transport, viewer, pipe.clone(), reactor);
-                self.models.insert(key, model);
-                self.say(|| format!("client {key} comes to reactor {reactor}: {viewer:?} {stream:?}"));
-                let subscription = stream.map(|stream| NewSubscription {
-                    channels: stream.channels(viewer.account, viewer.scopes.notifications()),
-                    stream,
-                    account: viewer.account,
-                });
-                let newcomer = NewClient {
-                    socket: SimSocket::new(key, pipe),
-                    transport,
-                    viewer,
-                    expires_at: None,
-                    head: Bytes::from_static(client::HEAD),
-                    read_ahead: Bytes::new(),
-                    subscription,
-                    address: None,
-                };
-                Delivery::Client(Box::new(newcomer), self.seq)
-            }
-            Errand::Subscribe { client, stream, viewer } => {
-                let channels = stream.channels(viewer.account, viewer.scopes.notifications());
-                let new = NewSubscription { channels, stream, account: viewer.account };
-                Delivery::Subscription(client, new, self.seq)
-            }
-        };
-        self.inboxes[usize::from(reactor)].push_back(delivery);
-    }
-
-    /// One turn of a reactor's loop, as the driver does it.
-    fn turn(&mut self, reactor: usize) {
-        let now = self.now;
-        let count = self.random.below(8) as usize;
-        for _ in 0..count {
-            let Some(delivery) = self.inboxes[reactor].pop_front() else { break };
-            self.read_all();
-            if let Delivery::Event(event) = &delivery {
-                for model in self.models.values_mut().filter(|model| usize::from(model.reactor) == reactor) {
-                    model.expect(event);
-                }
-            }
-            self.relays[reactor].deliver(delivery, now);
-            let arrived = std::mem::take(&mut self.relays[reactor].effects.arrived);
-            for index in arrived {
-                self.arrived(reactor, index);
-            }
-            self.sync(reactor);
-        }
-        let keys: Vec<u64> = self
-            .models
-            .iter()
-            .filter(|(_, model)| usize::from(model.reactor) == reactor && model.index.is_some())
-            .map(|(key, _)| *key)
-            .collect();
-        for key in keys {
-            let Some(index) = self.models[&key].index else { continue };
-            let pipe = self.models[&key].pipe();
-            if pipe.has_become_writable() {
-                self.relays[reactor].writable(index);
-            }
-            if pipe.has_news() {
-                self.relays[reactor].readable(index, pipe.has_left(), &mut [0; 300], now);
-                self.sync(reactor);
-            }
-        }
-        self.relays[reactor].read_on(&mut [0; 300], now);
-        self.sync(reactor);
-        self.relays[reactor].tick(now);
-        self.sync(reactor);
-        // Writing takes time: each write sees a later clock than the turn began with.
-        let mut clock = now;
-        self.relays[reactor].flush(&mut || {
-            clock += Duration::from_millis(1);
-            clock
-        });
-        self.sync(reactor);
-        let closed = self.gate.is_closed();
-        if !closed {
-            self.paused_since = None;
-        }
-        let paused_for = if closed { now - *self.paused_since.get_or_insert(now) } else { Duration::ZERO };
-        let pressure = Pressure {
-            over: closed || self.gate.is_over(),
-            paused_for,
-            headroom_half_used: closed && self.random.once_in(30),
-        };
-        self.relays[reactor].relieve(pressure, now);
-        self.sync(reactor);
-        self.take_effects(reactor);
-        self.read_all();
-    }
-
-    /// What the relay now says of its clients: the models note streams that came and went.
-    fn sync(&mut self, reactor: usize) {
-        for (key, model) in &mut self.models {
-            if usize::from(model.reactor) != reactor {
-                continue;
-            }
-            let Some(index) = model.index else { continue };
-            match self.relays[reactor].inspect(index) {
-                Some(seen) if seen.socket.key() == *key => model.sync(&seen),
-                _ => model.gone(),
-            }
-        }
-    }
-
-    fn take_effects(&mut self, reactor: usize) {
-        let effects = std::mem::take(&mut self.relays[reactor].effects);
-        for (channel, _) in effects.released {
-            self.subscriptions.release(&channel);
-        }
-        for request in effects.requests {
-            match request.want {
-                Want::Subscribe(stream) => {
-                    let viewer = request.viewer;
-                    let channels = stream.channels(viewer.account, viewer.scopes.notifications());
-                    let errand = Errand::Subscribe { client: request.client, stream, viewer };
-                    self.hold(channels.into_iter().collect(), errand);
-                }
-                Want::UnsubscribeList(_) => {
-                    self.inboxes[reactor].push_back(Delivery::Answer(request.client, None));
-                }
-            }
-        }
-    }
-
-    fn arrived(&mut self, reactor: usize, index: u32) {
-        let Some(socket) = self.relays[reactor].socket(index) else { return };
-        let key = socket.key();
-        self.models.get_mut(&key).unwrap().index = Some(index);
-    }
-
-    /// Reads what the sockets took and compares it with what was expected.
-    fn read_all(&mut self) {
-        for model in self.models.values_mut() {
-            model.read();
-        }
-        self.models.retain(|_, model| !model.is_gone());
-    }
-
-    fn check(&mut self) {
-        self.read_all();
-        for counters in &self.counters {
-            let ledger = counters.ledger();
-            assert_eq!(ledger.difference(), 0, "{ledger:?}");
-        }
-        // A message and all of its frames may be over the mark, and what was read before the gate was asked.
-        let bound = 3 * (HIGH_BYTES + MESSAGE_BYTES_MAX);
-        assert!(self.gate.held_bytes() <= bound, "{} bytes are held", self.gate.held_bytes());
-    }
-
-    /// Fair weather until everything has arrived: whoever is still open must have got all of it.
-    fn settle(&mut self) {
-        self.settling = true;
-        if !self.connected {
-            self.regain_redis();
-        }
-        for model in self.models.values() {
-            model.pipe().appetite(usize::MAX);
-        }
-        for _ in 0..600 {
-            self.now += Duration::from_millis(50);
-            self.redis_works();
-            self.ingest();
-            self.work_tickets();
-            for reactor in 0..self.relays.len() {
-                self.turn(reactor);
-            }
-            for model in self.models.values() {
-                model.pipe().appetite(usize::MAX);
-            }
-            self.check();
-        }
-        for (key, model) in &self.models {
-            assert!(!model.is_open() || model.owes_nothing(), "client {key} lacks messages: {model:?}");
-        }
-        assert_eq!(self.gate.held_bytes(), 0, "everything was delivered, and bytes are held");
-    }
-
-    /// Everyone leaves: nothing stays behind.
-    fn farewell(&mut self) {
-        for model in self.models.values() {
-            model.pipe().leave();
-        }
-        for _ in 0..400 {
-            self.now += Duration::from_millis(50);
-            self.redis_works();
-            self.ingest();
-            self.work_tickets();
-            for reactor in 0..self.relays.len() {
-                self.turn(reactor);
-            }
-            for model in self.models.values() {
-                model.pipe().leave();
-            }
-            self.check();
-        }
-        assert!(self.relays.iter().all(Relay::is_empty), "clients stay");
-        assert_eq!(self.subscriptions.referenced(), 0, "references stay");
-        assert_eq!(self.redis.subscribed(), 0, "Redis is still subscribed to");
-        for counters in &self.counters {
-            assert_eq!(counters.ledger().pending, 0);
-            for flow in &counters.clients {
-                assert_eq!(flow.live(), 0);
-            }
-            for flow in counters.subscriptions.iter().flatten() {
-                assert_eq!(flow.live(), 0);
-            }
-        }
     }
 }
 
