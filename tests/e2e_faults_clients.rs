@@ -261,6 +261,11 @@ fn assert_shared(world: &World, count: usize, channel: &str, message: &str) {
         most = most.max(status["gate"]["held_bytes"].as_u64().unwrap());
         status["messages"]["ledger"]["owed"] == json!(count)
     });
+    wait_until("the message is in a log", PATIENCE, || {
+        let page = world.server.get("/metrics").text();
+        let logs = page.lines().filter_map(|line| line.strip_prefix("tidegate_reactor_log_bytes{"));
+        logs.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum::<u64>() >= BYTES as u64
+    });
     let grown_kib = world.server.rss_kib().saturating_sub(before_kib);
     println!("{count} forms: {most} bytes held at most, {grown_kib} KiB more in memory");
     assert!(most >= BYTES as u64, "nothing was held, so nothing was measured");

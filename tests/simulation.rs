@@ -16,8 +16,10 @@ mod simulation_world;
 
 use simulation_world::World;
 
-/// Seeds that found something once.
-const REGRESSIONS: &[u64] = &[];
+/// Seeds that find something. Broken on purpose, the trim of the log (an entry goes one delivery too early) fell
+/// to 0, the cursor (not stepping past a finished subscription at the same place) to 11, the gate (never closing)
+/// to 15.
+const REGRESSIONS: &[u64] = &[0, 11, 15];
 
 #[test]
 fn promises_hold_whatever_the_weather() {

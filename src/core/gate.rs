@@ -5,6 +5,14 @@
 //! gate closes, at the low mark it opens. It is the only place where reading pauses. One atomic add per
 //! event and per frame, none per delivery.
 //!
+//! How far over the budget: by the message that crosses the high mark, and by the frames of messages that were
+//! read before it, since a frame counts from the moment when somebody needs it. For each message that is one
+//! frame per transport in use, hardly longer than the message (escaping makes a WebSocket's longer by its
+//! quotes and backslashes), and at most [`FRAME_VARIANTS_MAX`](crate::limits::FRAME_VARIANTS_MAX) private heads
+//! and tails: so what is held stays under three to four times the budget in the worst case, and is at most
+//! about the budget's own size over it in ordinary use. Most clients of a message get it in the turn in which
+//! it is read, so frames of nearly everything that is held are counted already when the gate is asked.
+//!
 //! When nothing at all is held, the gate is open whatever the budget, so that one message of any size
 //! always passes.
 

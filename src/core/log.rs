@@ -30,6 +30,8 @@ pub struct Entry {
     pub event: Option<Arc<Event>>,
     /// Deliveries that are still to be made.
     owed: u32,
+    /// The message's own bytes, while it is held. Messages are bounded far below 4 GiB.
+    bytes: u32,
 }
 
 /// The undelivered messages of one reactor's clients.
@@ -40,6 +42,7 @@ pub struct Log {
     spare: Vec<VecDeque<Entry>>,
     next_place: Place,
     entries: usize,
+    bytes: u64,
 }
 
 #[derive(Debug)]
@@ -70,11 +73,14 @@ impl Log {
                 index
             }
         };
+        let bytes = event.payload().len() as u32;
         self.queues[index as usize].entries.push_back(Entry {
             place: self.next_place,
             event: Some(event),
             owed,
+            bytes,
         });
+        self.bytes += u64::from(bytes);
         self.next_place += 1;
         self.entries += 1;
     }
@@ -110,6 +116,7 @@ impl Log {
             return;
         }
         entry.event = None;
+        self.bytes -= u64::from(entry.bytes);
         while entries.front().is_some_and(|entry| entry.owed == 0) {
             entries.pop_front();
             self.entries -= 1;
@@ -137,6 +144,11 @@ impl Log {
     /// Undelivered messages, counted once each.
     pub fn len(&self) -> usize {
         self.entries
+    }
+
+    /// The bytes of undelivered messages, counted once each, without their frames.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// Whether everything was delivered.

@@ -200,7 +200,9 @@ fn reactors(out: &mut Text, snapshot: &Snapshot) {
     let families: [(&str, &str, &str, Value); 5] = [
         ("tidegate_reactor_clients", "gauge", "Clients of a reactor", |reactor| reactor.clients),
         ("tidegate_reactor_pending", "gauge", "Messages that wait in it", |reactor| reactor.pending),
-        ("tidegate_reactor_log_bytes", "gauge", "Bytes of its log", |reactor| reactor.log_bytes),
+        ("tidegate_reactor_log_bytes", "gauge", "Bytes of the messages in its log", |reactor| {
+            reactor.log_bytes
+        }),
         ("tidegate_reactor_log_entries", "gauge", "Messages in its log", |reactor| reactor.log_entries),
         ("tidegate_reactor_turns_total", "counter", "Turns of its loop", |reactor| reactor.turns),
     ];

@@ -1,5 +1,6 @@
 //! What must hold after every step and at the end.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use tidegate::core::relay::Relay;
@@ -77,6 +78,7 @@ impl World {
         assert_eq!(self.redis.subscribed(), 0, "Redis is still subscribed to");
         for counters in &self.counters {
             assert_eq!(counters.ledger().pending, 0);
+            assert_eq!(counters.log_bytes.load(Relaxed), 0);
             for flow in &counters.clients {
                 assert_eq!(flow.live(), 0);
             }

@@ -270,6 +270,7 @@ impl World {
             headroom_half_used: closed && self.random.once_in(30),
         };
         self.relays[reactor].relieve(pressure, now);
+        self.relays[reactor].publish_gauges();
         self.sync(reactor);
         self.take_effects(reactor);
         self.read_all();

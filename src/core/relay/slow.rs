@@ -72,6 +72,7 @@ impl<S: Socket> Relay<S> {
             self.tidy_lagging();
         }
         set(&self.counters.log_entries, self.log.len() as u64);
+        set(&self.counters.log_bytes, self.log.bytes());
         set(&self.counters.lagging, self.lagging.len() as u64);
         set(&self.counters.ready, self.dirty.len() as u64);
     }
@@ -79,7 +80,6 @@ impl<S: Socket> Relay<S> {
     /// Answers a question about this reactor's clients.
     pub(super) fn probe(&mut self, probe: Probe, now: Duration) {
         self.tidy_lagging();
-        set(&self.counters.log_bytes, self.log.held().map(|(_, bytes)| bytes as u64).sum());
         let channels = self.table.channels().map(|(channel, count)| (channel, count as u32));
         let laggards = self.lagging.iter().filter_map(|index| {
             let client = self.clients.get(*index as usize)?;
