@@ -113,8 +113,7 @@ fn who_falls_silent_is_noticed() {
     if !ours_alone() {
         return;
     }
-    let settings =
-        [("WS_PING_SECONDS", "0.5"), ("SSE_HEARTBEAT_SECONDS", "0.2"), ("WRITE_STALL_SECONDS", "1")];
+    let settings = [("WS_PING_SECONDS", "3"), ("SSE_HEARTBEAT_SECONDS", "0.2"), ("WRITE_STALL_SECONDS", "2")];
     let Some(world) = World::with(&settings) else { return };
     let proxy = Proxy::start(world.server.address());
     let viewer = world.viewer("read");

@@ -155,7 +155,10 @@ fn a_password_changed_by_a_restart_is_named_and_it_heals_when_that_does() {
     if !ours_alone() {
         return;
     }
-    let Some(mut world) = World::with(&QUICK) else { return };
+    let world = World::custom(&[], &QUICK, |redis, env| {
+        env.insert("REDIS_URL".into(), format!("redis://127.0.0.1:{}/0", redis.port));
+    });
+    let Some(mut world) = world else { return };
     let scene = Scene::start(&world);
     let port = world.redis.port;
     let _ = world.redis.client().try_command(&["SHUTDOWN", "NOSAVE"]);
@@ -163,8 +166,10 @@ fn a_password_changed_by_a_restart_is_named_and_it_heals_when_that_does() {
     world.redis = Redis::start_on(Some(port), &[]).expect("redis-server starts again");
     world.redis.command(&["CONFIG", "SET", "requirepass", "changed"]);
     // Whoever was back before the password was set is let go once more.
-    world.redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
-    wait_until("the variable is named", PATIENCE, || world.server.output().contains("REDIS_PASSWORD"));
+    wait_until("the variable is named", PATIENCE, || {
+        world.redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+        world.server.output().contains("REDIS_PASSWORD")
+    });
     assert_eq!(ask(&world, &scene.viewer).status, 503);
     assert!(!world.server.output().contains("changed"));
     world.redis.command(&["CONFIG", "SET", "requirepass", ""]);
@@ -231,7 +236,7 @@ fn an_acl_that_takes_the_channels_away_is_a_gap_and_then_a_refusal() {
 
 #[test]
 fn a_link_that_swallows_everything_is_noticed_and_is_a_gap() {
-    let Some((world, proxy)) = behind_a_proxy(&[("REDIS_PING_SECONDS", "0.5")]) else { return };
+    let Some((world, proxy)) = behind_a_proxy(&[("REDIS_PING_SECONDS", "2")]) else { return };
     let scene = Scene::start(&world);
     proxy.set(Weather::BlackHole);
     wait_until("the silence is noticed", PATIENCE, || {
@@ -306,7 +311,11 @@ fn a_publisher_beyond_any_rate_is_a_gap_that_names_the_setting_to_raise() {
         return;
     }
     let limit = ["--client-output-buffer-limit", "pubsub 4mb 0 0"];
-    let Some(world) = World::custom(&limit, &QUICK, |_, _| ()) else { return };
+    // As a user who may ask for the limit.
+    let world = World::custom(&limit, &QUICK, |redis, env| {
+        env.insert("REDIS_URL".into(), format!("redis://127.0.0.1:{}/0", redis.port));
+    });
+    let Some(world) = world else { return };
     let viewer = world.viewer("read");
     let mut websockets: Vec<Ws> =
         (0..3).map(|_| Ws::open(&world.server, "/?stream=user", &viewer.token)).collect();

@@ -66,8 +66,10 @@ pub struct Reading {
     pub over_soft_since: Option<Duration>,
     /// The last number of bytes that Redis told; it stays when Redis does not know us any more.
     pub last_bytes: u64,
-    /// The limits it has to be compared with.
+    /// The limits it has to be compared with: Redis's defaults where it does not tell.
     pub limits: OutputLimits,
+    /// Whether Redis told them.
+    pub limits_told: bool,
     /// Whether there is a command connection: Redis is there, whatever became of the subscriber connection.
     pub answers: bool,
 }
@@ -151,9 +153,11 @@ impl Headroom {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).answers = answers;
     }
 
-    /// Replaces the limits.
-    pub fn set_limits(&self, limits: OutputLimits) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).limits = limits;
+    /// Replaces the limits; none where Redis does not tell.
+    pub fn set_limits(&self, limits: Option<OutputLimits>) {
+        let mut reading = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        reading.limits = limits.unwrap_or_default();
+        reading.limits_told = limits.is_some();
     }
 }
 
@@ -208,7 +212,7 @@ mod tests {
         headroom.set_held(Held::Denied, second);
         assert!(!half_used(1, 20 * MIB - 1), "4 MiB of it are in the kernel");
         assert!(half_used(1, 20 * MIB));
-        headroom.set_limits(OutputLimits { hard_bytes: 0, soft_bytes: 0, soft: Duration::ZERO });
+        headroom.set_limits(Some(OutputLimits { hard_bytes: 0, soft_bytes: 0, soft: Duration::ZERO }));
         headroom.set_held(Held::Bytes(1 << 40), second);
         assert!(!half_used(99, 0), "no limits, no end of patience");
     }

@@ -45,13 +45,15 @@ impl Loss {
             return self.text.clone();
         }
         let limits = patience.limits;
+        let now = if patience.limits_told {
+            format!(" (pubsub {} {} {})", limits.hard_bytes, limits.soft_bytes, limits.soft.as_secs())
+        } else {
+            String::new()
+        };
         format!(
             "it dropped us, since messages came faster than they could be relayed and more waited for us than \
-             its client-output-buffer-limit allows (pubsub {} {} {}); everybody is told that messages are \
-             missing. If that happens again, raise client-output-buffer-limit pubsub in redis.conf",
-            limits.hard_bytes,
-            limits.soft_bytes,
-            limits.soft.as_secs()
+             its client-output-buffer-limit allows{now}; everybody is told that messages are missing. If that \
+             happens again, raise client-output-buffer-limit pubsub in redis.conf"
         )
     }
 }
@@ -106,10 +108,14 @@ mod tests {
 
     #[test]
     fn the_setting_to_raise_is_named() {
-        let patience = Headroom::default().read();
-        let told = dropped().tell(true, &patience);
+        let headroom = Headroom::default();
+        headroom.set_limits(None);
+        let told = dropped().tell(true, &headroom.read());
         assert!(told.contains("client-output-buffer-limit pubsub in redis.conf"), "{told}");
+        assert!(!told.contains('('), "its value is not known: {told}");
+        headroom.set_limits(Some(Default::default()));
+        let told = dropped().tell(true, &headroom.read());
         assert!(told.contains("(pubsub 33554432 8388608 60)"), "{told}");
-        assert_eq!(dropped().tell(false, &patience), "it closed the connection");
+        assert_eq!(dropped().tell(false, &headroom.read()), "it closed the connection");
     }
 }

@@ -349,15 +349,12 @@ impl Connection {
         self.ask(&out, 1).await?.pop().ok_or(End::Strange)
     }
 
-    /// The limits for subscribers, or Redis's defaults where it does not tell.
-    async fn limits(&mut self) -> Result<OutputLimits, End> {
+    /// The limits for subscribers; none where Redis does not tell (ACL).
+    async fn limits(&mut self) -> Result<Option<OutputLimits>, End> {
         let answer = self.ask_one(&[b"CONFIG", b"GET", b"client-output-buffer-limit"]).await?;
-        let OwnedFrame::Array(pair) = answer else { return Ok(OutputLimits::default()) };
-        let value = match pair.get(1) {
-            Some(OwnedFrame::BulkString(value)) => String::from_utf8_lossy(value),
-            _ => return Ok(OutputLimits::default()),
-        };
-        Ok(OutputLimits::parse(&value).unwrap_or_default())
+        let OwnedFrame::Array(pair) = answer else { return Ok(None) };
+        let Some(OwnedFrame::BulkString(value)) = pair.get(1) else { return Ok(None) };
+        Ok(OutputLimits::parse(&String::from_utf8_lossy(value)))
     }
 
     /// What Redis holds for that client.
