@@ -2,12 +2,11 @@
 
 #![allow(clippy::unwrap_used)]
 
-#[path = "support/db_server.rs"]
-mod postgres;
+mod support;
 
 use std::time::Duration;
 
-use postgres::Postgres;
+use support::postgres::Postgres;
 use tidegate::core::stream::Scopes;
 use tidegate::db::{Accounts, DbError, Host, Options, Pool};
 
@@ -35,7 +34,7 @@ INSERT INTO lists (id, account_id) VALUES (31, 1), (32, 2);
 #[test]
 fn tokens_and_lists() {
     let Some(server) = Postgres::start() else { return };
-    let name = server.database();
+    let name = server.fresh();
     server.psql(&name, ROWS);
     runtime().block_on(async {
         let pool = Pool::new(&server.options(&name)).unwrap();
@@ -87,7 +86,7 @@ fn tokens_and_lists() {
 #[test]
 fn a_server_that_goes_and_comes_back_costs_errors_and_nothing_else() {
     let Some(mut server) = Postgres::start() else { return };
-    let name = server.database();
+    let name = server.fresh();
     server.psql(&name, ROWS);
     runtime().block_on(async {
         let pool = Pool::new(&server.options(&name)).unwrap();

@@ -2,13 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
-#[path = "support/db_server.rs"]
-mod db_server;
+mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use db_server::Postgres;
+use support::postgres::Postgres;
 use tidegate::core::event::{StatusFields, Withheld};
 use tidegate::core::filter::SearchText;
 use tidegate::core::stream::{Channel, Id, Origin};
@@ -36,7 +35,7 @@ fn status(author: Id, mentions: &[Id], domain: Option<&str>) -> StatusFields {
 #[test]
 fn each_relation_and_its_direction() {
     let Some(server) = Postgres::start() else { return };
-    let name = server.database();
+    let name = server.fresh();
     // Viewers 1 to 12; author 100, mentioned 101 and 102.
     server.psql(
         &name,
@@ -138,7 +137,7 @@ fn random_relations_give_what_a_question_per_viewer_would() {
     let Some(server) = Postgres::start() else { return };
     let mut random = Random(0x0074_6964_6567_6174);
     let relations = Relations::random(&mut random);
-    let name = server.database();
+    let name = server.fresh();
     server.psql(&name, &relations.sql());
     runtime().block_on(async {
         let pool = Pool::new(&server.options(&name)).unwrap();
@@ -170,7 +169,7 @@ fn random_relations_give_what_a_question_per_viewer_would() {
 #[test]
 fn settings_of_accounts_and_feeds() {
     let Some(server) = Postgres::start() else { return };
-    let name = server.database();
+    let name = server.fresh();
     server.psql(
         &name,
         "INSERT INTO user_roles (id, permissions) VALUES (1, 1), (2, 1048576), (3, 1048577);
@@ -215,7 +214,7 @@ fn settings_of_accounts_and_feeds() {
 #[test]
 fn filters_of_many_accounts_come_in_batches() {
     let Some(server) = Postgres::start() else { return };
-    let name = server.database();
+    let name = server.fresh();
     server.psql(
         &name,
         "INSERT INTO accounts (id, username) SELECT g, 'a' || g FROM generate_series(1, 2500) g;

@@ -2,8 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-#[path = "support/db_server.rs"]
-mod db_server;
+mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -11,7 +10,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use bytes::Bytes;
-use db_server::Postgres;
+use support::postgres::Postgres;
 use tidegate::clock::Clock;
 use tidegate::core::event::{Event, Parsed, Position, Verdict, Withheld};
 use tidegate::core::gate::Gate;
@@ -135,7 +134,7 @@ const ACCOUNTS: &str =
 #[test]
 fn relations_filters_and_copies() {
     let Some(server) = Postgres::start() else { return };
-    let name = server.database();
+    let name = server.fresh();
     server.psql(&name, ACCOUNTS);
     server.psql(
         &name,
@@ -209,7 +208,7 @@ fn relations_filters_and_copies() {
 #[test]
 fn languages_permissions_and_feed_access_change_on_open_streams() {
     let Some(server) = Postgres::start() else { return };
-    let name = server.database();
+    let name = server.fresh();
     server.psql(&name, ACCOUNTS);
     let limits = Limits { settings_refresh: Duration::from_millis(200), ..Limits::default() };
     let mut world = World::new(&server, &name, &limits);
@@ -245,7 +244,7 @@ fn languages_permissions_and_feed_access_change_on_open_streams() {
 #[test]
 fn postgresql_goes_away_and_comes_back_while_messages_flow() {
     let Some(mut server) = Postgres::start() else { return };
-    let name = server.database();
+    let name = server.fresh();
     server.psql(&name, ACCOUNTS);
     server.psql(&name, "INSERT INTO blocks (account_id, target_account_id) VALUES (1, 50)");
     let limits = Limits { audience_timeout: Duration::from_secs(20), ..Limits::default() };
@@ -283,7 +282,7 @@ fn postgresql_goes_away_and_comes_back_while_messages_flow() {
 #[test]
 fn what_waits_too_long_is_withheld_and_what_comes_after_is_not() {
     let Some(mut server) = Postgres::start() else { return };
-    let name = server.database();
+    let name = server.fresh();
     server.psql(&name, ACCOUNTS);
     let limits = Limits { audience_timeout: Duration::from_millis(300), ..Limits::default() };
     let mut world = World::new(&server, &name, &limits);

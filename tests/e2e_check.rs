@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
 use support::machine::{Folder, PATIENCE, free_port, signal};
-use support::postgres::{Database, Postgres};
+use support::postgres::{Database, PASSWORD, Postgres, ROLE};
 use support::redis::Redis;
 use support::server::Env;
 use support::world::{World, environment, servers};
@@ -53,9 +53,10 @@ fn run_in(folder: &Folder, arguments: &[&str], env: &Env) -> Checked {
     Checked { code: output.status.code().unwrap(), text }
 }
 
-/// Variables for these servers, and for a port that is free.
+/// Variables for these servers, with a Redis user who may do everything, and for a port that is free.
 fn variables(redis: &Redis, postgres: &Postgres, database: &str) -> Env {
     let mut env = environment(redis, &postgres.url(database));
+    env.insert("REDIS_URL".into(), format!("redis://127.0.0.1:{}/0", redis.port));
     env.insert("PORT".into(), free_port().to_string());
     env
 }
@@ -91,13 +92,17 @@ fn all_is_well_where_all_is_well() {
         &["Redis (REDIS_URL)", "connected", &redis.port.to_string()],
         &["Redis", "subscribed:*"],
         &["Redis", "timeline:*"],
-        &["PostgreSQL", "connected", "user mastodon", "not encrypted"],
+        &["PostgreSQL", "connected", "user tidegate", "not encrypted"],
         &["PostgreSQL table oauth_access_tokens", "revoked_at"],
         &["PostgreSQL table settings", "var, value"],
     ] {
         checked.expect(0, "ok", words);
     }
     assert!(checked.text.ends_with("\nready to serve\n"), "{}", checked.text);
+    // The user with the least rights can serve, and is told what it does without.
+    let least = run(&["check"], &with(&env, &[("REDIS_URL", &redis.url())]));
+    least.expect(0, "warn", &["Redis", "client|list and config|get"]);
+    assert_eq!((least.lines("FAIL").len(), least.lines("warn").len()), (0, 1), "{}", least.text);
     // It leaves nothing behind: the presence key goes by itself.
     assert!(redis.ttl("subscribed:timeline:0") <= 1);
     redis.until_channels(&[]);
@@ -280,7 +285,7 @@ fn the_server_needs_no_more_than_the_columns_that_are_checked() {
     let name = format!("served_{}", world.db.name);
     role(&world.db, &name, &all_grants());
     let mut env = world.env.clone();
-    let login = env["DATABASE_URL"].replace("mastodon@", &format!("{name}@"));
+    let login = env["DATABASE_URL"].replace(&format!("{ROLE}:{PASSWORD}@"), &format!("{name}@"));
     env.insert("DATABASE_URL".into(), login);
     let server = Server::start(&env);
     let viewer = world.viewer("read");

@@ -40,7 +40,16 @@ fn the_role_reads_its_columns_and_does_nothing_else() {
     let role = postgres.open_as(&format!("user={ROLE} password={PASSWORD}"), &owner.name);
     // Not even its second lock is needed.
     role.run("SET default_transaction_read_only = off");
-    let granted = granted();
+    let mut granted = granted();
+    granted.sort();
+    let mut known: Vec<(String, Vec<String>)> = db::TABLES
+        .iter()
+        .map(|(table, columns)| {
+            ((*table).to_owned(), columns.iter().map(|name| (*name).to_owned()).collect())
+        })
+        .collect();
+    known.sort();
+    assert_eq!(granted, known, "what `tidegate check` looks at is what is granted");
     let columns = "SELECT table_name::text, column_name::text FROM information_schema.columns WHERE table_schema = 'public'";
     let mut hidden = 0;
     for row in owner.rows(columns, &[]) {

@@ -267,13 +267,16 @@ impl Hostile {
                 .collect();
             let kinds: Vec<Kind> = slots.iter().map(|slot| KINDS[slot.step]).collect();
             std::thread::spawn(move || {
+                let mut due = Instant::now();
                 while !stop.load(Ordering::Relaxed) {
-                    let began = Instant::now();
+                    // Spread, as those who know nothing of each other are.
                     for (slot, kind) in slots.iter_mut().zip(&kinds) {
                         kind(slot, &target);
                         acts.fetch_add(1, Ordering::Relaxed);
+                        due += PACE / kinds.len() as u32;
+                        std::thread::park_timeout(due.saturating_duration_since(Instant::now()));
                     }
-                    std::thread::park_timeout(PACE.saturating_sub(began.elapsed()));
+                    due = due.max(Instant::now());
                 }
             })
         });
@@ -296,7 +299,28 @@ impl Drop for Hostile {
 struct Phase {
     p50: Duration,
     p99: Duration,
+    /// By the server's own clock: from the read that completed a message to its last byte taken by the kernel.
+    inside_p99: Duration,
     most_rss_kib: u64,
+}
+
+/// The server's histogram of latencies: bounds in seconds, cumulative counts.
+fn histogram(world: &World) -> Vec<(f64, f64)> {
+    let page = world.server.get("/metrics").text();
+    let buckets = page.lines().filter_map(|line| line.strip_prefix("tidegate_latency_seconds_bucket{le=\""));
+    let bucket = |line: &str| {
+        let (bound, count) = line.split_once("\"} ")?;
+        Some((bound.parse().unwrap_or(f64::INFINITY), count.parse().ok()?))
+    };
+    buckets.filter_map(bucket).collect()
+}
+
+/// The upper bound of the bucket that holds the 99th percentile of what came in between.
+fn p99_between(before: &[(f64, f64)], after: &[(f64, f64)]) -> Duration {
+    let counts = before.iter().zip(after).map(|(before, after)| (after.0, after.1 - before.1));
+    let total = counts.clone().next_back().map_or(0.0, |(_, count)| count);
+    let bound = counts.into_iter().find(|(_, count)| *count >= total * 0.99).map_or(0.0, |(bound, _)| bound);
+    Duration::try_from_secs_f64(bound).unwrap_or(Duration::MAX)
 }
 
 /// The honest, and what is published for them.
@@ -337,6 +361,7 @@ impl Town<'_> {
             client.arrivals = Some(Vec::with_capacity(rounds as usize));
         }
         self.published += rounds;
+        let before = histogram(self.world);
         let deadline = Instant::now() + Duration::from_secs(240);
         let mut most_rss_kib = 0;
         while !self.crowd.clients.iter().all(|client| client.next == self.published) {
@@ -354,7 +379,12 @@ impl Town<'_> {
             );
         }
         times.sort_unstable();
-        Phase { p50: times[times.len() / 2], p99: times[times.len() * 99 / 100], most_rss_kib }
+        Phase {
+            p50: times[times.len() / 2],
+            p99: times[times.len() * 99 / 100],
+            inside_p99: p99_between(&before, &histogram(self.world)),
+            most_rss_kib,
+        }
     }
 }
 
@@ -395,11 +425,14 @@ fn run(honest: u64, hostile: usize, pairs: usize, rounds: u64) -> Vec<f64> {
         drop(crowd);
         ratios.push(loud.p99.as_secs_f64() / quiet.p99.as_secs_f64());
         most_kib = [most_kib[0].max(quiet.most_rss_kib), most_kib[1].max(loud.most_rss_kib)];
-        println!(
-            "{pair}: {honest} honest, {rounds} messages each, p50 {:?} p99 {:?}, RSS {} KiB; beside {hostile} hostile \
-             ({acts} acts) p50 {:?} p99 {:?}, RSS {} KiB",
-            quiet.p50, quiet.p99, quiet.most_rss_kib, loud.p50, loud.p99, loud.most_rss_kib
-        );
+        let tell = |phase: &Phase| {
+            format!(
+                "p50 {:.1?} p99 {:.1?}, in the server p99 <= {:.1?}, RSS {} KiB",
+                phase.p50, phase.p99, phase.inside_p99, phase.most_rss_kib
+            )
+        };
+        println!("{pair}: {honest} honest, {rounds} messages each: {}", tell(&quiet));
+        println!("   beside {hostile} hostile ({acts} acts): {}", tell(&loud));
         // They leave nothing behind but what still lingers.
         let labels = [("type", "websocket")];
         world.server.until_metric("connected_clients", &labels, honest.div_ceil(2) as f64);

@@ -3,6 +3,7 @@
 //! `initdb` runs once per machine and schema; the result is kept in Cargo's folder for test files and copied.
 //! PostgreSQL refuses to run as root: then the user `postgres` runs it.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, OnceLock};
@@ -24,19 +25,25 @@ pub const PASSWORD: &str = "postgres-password-4Tz9wB";
 /// A running PostgreSQL.
 pub struct Postgres {
     pub port: u16,
+    // Whose folder holds the data goes last.
+    again: Option<Service>,
     pub service: Service,
 }
 
 /// This process's PostgreSQL, shared by all tests that do not need one of their own.
 pub fn shared() -> Option<&'static Postgres> {
     static SHARED: OnceLock<Option<Postgres>> = OnceLock::new();
-    SHARED.get_or_init(Postgres::start).as_ref()
+    SHARED.get_or_init(|| Postgres::start_with(None, &[])).as_ref()
 }
 
 impl Postgres {
-    /// Starts one, or gives `None` where it is not installed.
+    /// Starts one, or says that it is not installed.
     pub fn start() -> Option<Postgres> {
-        Postgres::start_with(None, &[])
+        let started = Postgres::start_with(None, &[]);
+        if started.is_none() {
+            left_out("needs postgresql");
+        }
+        started
     }
 
     /// Starts one on a given port, with further settings (`name=value`).
@@ -55,12 +62,77 @@ impl Postgres {
     }
 
     fn ready(self) -> Option<Postgres> {
+        self.is_up().then_some(self)
+    }
+
+    /// Waits until it answers; false if it ends instead.
+    fn is_up(&self) -> bool {
         let mut up = false;
         wait_until("PostgreSQL answers or ends", Duration::from_secs(60), || {
-            up = self.service.log().contains("database system is ready to accept connections");
-            up || self.service.is_gone()
+            up = self.running().log().contains("database system is ready to accept connections");
+            up || self.running().is_gone()
         });
-        up.then_some(self)
+        up
+    }
+
+    fn running(&self) -> &Service {
+        self.again.as_ref().unwrap_or(&self.service)
+    }
+
+    /// Ends it: connections are cut, data stays. `crash` ends it without a goodbye.
+    pub fn stop(&mut self, crash: bool) {
+        super::machine::signal(self.running().pid(), if crash { "QUIT" } else { "INT" });
+        wait_until("PostgreSQL has ended", PATIENCE, || self.running().is_gone());
+    }
+
+    /// Starts it again after [`stop`](Self::stop), on the same port with the same data.
+    pub fn start_again(&mut self) {
+        let folder = Folder::new("pg-again");
+        own(folder.path());
+        let words = words(self.service.folder(), self.port, &[]);
+        self.again = Some(Service::start(folder, "QUIT", &words));
+        assert!(self.is_up(), "PostgreSQL does not start again:\n{}", self.running().log());
+    }
+
+    /// A fresh database with the tables and nothing in them; its name. May be called anywhere, as
+    /// [`psql`](Self::psql).
+    pub fn fresh(&self) -> String {
+        static COUNT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+        let name = format!("test_{}", COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
+        self.psql("postgres", &format!("CREATE DATABASE {name} TEMPLATE mastodon_empty"));
+        name
+    }
+
+    /// How the server's own code connects to that database: by the unix socket, as the least role.
+    pub fn options(&self, database: &str) -> tidegate::db::Options {
+        tidegate::db::Options {
+            host: tidegate::db::Host::Unix(self.service.folder().to_owned()),
+            port: self.port,
+            user: ROLE.into(),
+            password: Some(PASSWORD.into()),
+            dbname: database.into(),
+            ..tidegate::db::Options::default()
+        }
+    }
+
+    /// Runs SQL through psql(1), in one session, and gives what it printed (unaligned, no headings).
+    pub fn psql(&self, database: &str, sql: &str) -> String {
+        let mut child = Command::new(program("psql").expect("psql"))
+            .args(["--no-psqlrc", "-qAt", "-v", "ON_ERROR_STOP=1", "-U", "mastodon", "-d", database, "-h"])
+            .arg(self.service.folder())
+            .args(["-p", &self.port.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("psql runs");
+        let mut stdin = child.stdin.take().expect("piped");
+        let sql = sql.to_owned();
+        let writer = std::thread::spawn(move || stdin.write_all(sql.as_bytes()));
+        let output = child.wait_with_output().expect("psql ends");
+        let _ = writer.join();
+        assert!(output.status.success(), "psql: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("UTF-8")
     }
 
     /// What `DATABASE_URL` says to reach a database of it: ours as the role that may do the least.
@@ -158,9 +230,16 @@ fn command(words: &[&str]) -> Vec<String> {
 }
 
 fn run(folder: Folder, port: u16, settings: &[&str]) -> Postgres {
+    let words = words(folder.path(), port, settings);
+    own(folder.path());
+    Postgres { port, again: None, service: Service::start(folder, "QUIT", &words) }
+}
+
+/// The command that runs PostgreSQL on the data in that folder.
+fn words(folder: &Path, port: u16, settings: &[&str]) -> Vec<String> {
     let postgres = program("postgres").expect("postgres");
-    let data = folder.path().join("data").to_str().unwrap().to_owned();
-    let (port_text, socket) = (port.to_string(), folder.path().to_str().unwrap().to_owned());
+    let data = folder.join("data").to_str().unwrap().to_owned();
+    let (port_text, socket) = (port.to_string(), folder.to_str().unwrap().to_owned());
     let mut words = vec![postgres.to_str().unwrap(), "-D", &data, "-p", &port_text, "-k", &socket];
     let fast = [
         "listen_addresses=127.0.0.1",
@@ -174,8 +253,7 @@ fn run(folder: Folder, port: u16, settings: &[&str]) -> Postgres {
     for setting in fast.iter().chain(settings) {
         words.extend(["-c", setting]);
     }
-    own(folder.path());
-    Postgres { port, service: Service::start(folder, "QUIT", &command(&words)) }
+    command(&words)
 }
 
 /// Gives a file, or a folder without what is in it, to the user who runs PostgreSQL.
