@@ -8,6 +8,7 @@ mod support;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
+use support::certificates::{Authority, path};
 use support::machine::{Folder, PATIENCE, free_port, signal};
 use support::postgres::{Database, Postgres};
 use support::redis::Redis;
@@ -432,4 +433,33 @@ fn health_asks_a_running_server() {
     assert_eq!(run(&["health"], &on_socket).code, 1);
     let _server = Server::start(&on_socket);
     assert_eq!(run(&["health"], &on_socket).code, 0);
+}
+
+#[test]
+fn an_encrypted_redis_is_tried_as_the_server_would() {
+    if !ours_alone() {
+        return;
+    }
+    let Some(authority) = Authority::new() else { return };
+    let Some(postgres) = support::postgres::shared() else { return };
+    let pair = authority.issue("redis", "redis", &["DNS:localhost"]);
+    let (port, root) = (free_port().to_string(), authority.root());
+    let settings = [
+        ["--tls-port", &port],
+        ["--tls-cert-file", path(&pair.cert)],
+        ["--tls-key-file", path(&pair.key)],
+        ["--tls-ca-cert-file", path(&root)],
+        ["--tls-auth-clients", "no"],
+    ];
+    let Some(redis) = Redis::start_on(None, settings.as_flattened()) else { return };
+    let database = postgres.database();
+    let url = format!("rediss://localhost:{port}");
+    let env = with(&variables(&redis, postgres, &database.name), &[("REDIS_URL", &url)]);
+    let trusting = with(&env, &[("NODE_EXTRA_CA_CERTS", path(&root))]);
+    let checked = run(&["check"], &trusting);
+    checked.expect(0, "ok", &["Redis (REDIS_URL)", "connected to", &port]);
+    checked.expect(0, "ok", &["NODE_EXTRA_CA_CERTS", "is readable"]);
+    run(&["check"], &env).expect(1, "FAIL", &["Redis", "NODE_EXTRA_CA_CERTS"]);
+    let other_name = with(&trusting, &[("REDIS_URL", &format!("rediss://127.0.0.1:{port}"))]);
+    run(&["check"], &other_name).expect(1, "FAIL", &["Redis", "localhost"]);
 }
