@@ -12,6 +12,7 @@ use support::certificates::{Authority, path};
 use support::machine::{Folder, PATIENCE, free_port, signal};
 use support::postgres::{Database, Postgres};
 use support::redis::Redis;
+use support::sentinel::{Cluster, LOGIN, MASTER, SENTINEL_LOGIN};
 use support::server::Env;
 use support::world::{World, environment, servers};
 use support::{Server, Sse, ours_alone, posts, wait_until};
@@ -462,4 +463,34 @@ fn an_encrypted_redis_is_tried_as_the_server_would() {
     run(&["check"], &env).expect(1, "FAIL", &["Redis", "NODE_EXTRA_CA_CERTS"]);
     let other_name = with(&trusting, &[("REDIS_URL", &format!("rediss://127.0.0.1:{port}"))]);
     run(&["check"], &other_name).expect(1, "FAIL", &["Redis", "localhost"]);
+}
+
+#[test]
+fn the_master_is_asked_for_where_there_are_sentinels() {
+    if !ours_alone() {
+        return;
+    }
+    let Some(postgres) = support::postgres::shared() else { return };
+    let Some(cluster) = Cluster::start() else { return };
+    let database = postgres.database();
+    let env = without(&variables(&cluster.master, postgres, &database.name), "REDIS_URL");
+    let first = cluster.sentinels[0].port.to_string();
+    let sentinels = [
+        ("REDIS_SENTINELS", &*cluster.list()),
+        ("REDIS_SENTINEL_MASTER", MASTER),
+        ("REDIS_SENTINEL_PORT", &first),
+        ("REDIS_SENTINEL_USERNAME", SENTINEL_LOGIN.0),
+        ("REDIS_SENTINEL_PASSWORD", SENTINEL_LOGIN.1),
+        ("REDIS_USER", LOGIN.0),
+        ("REDIS_PASSWORD", LOGIN.1),
+    ];
+    let env = with(&env, &sentinels);
+    let checked = run(&["check"], &env);
+    checked.expect(0, "ok", &["Redis (REDIS_SENTINELS)", "connected to", "user streaming"]);
+    assert!(!checked.text.contains("secret"), "a password: {}", checked.text);
+    let unknown = run(&["check"], &with(&env, &[("REDIS_SENTINEL_MASTER", "nobody")]));
+    unknown.expect(1, "FAIL", &["Redis", "nobody", "REDIS_SENTINEL_MASTER"]);
+    let locked_out = run(&["check"], &with(&env, &[("REDIS_SENTINEL_PASSWORD", "wrong-secret")]));
+    assert_eq!(locked_out.code, 1, "{}", locked_out.text);
+    assert!(!locked_out.text.contains("secret"), "a password: {}", locked_out.text);
 }
