@@ -94,11 +94,12 @@ fn filter(log: &Log) -> EnvFilter {
     if let Some(filter) = log.filter.as_deref().and_then(parse_filter) {
         return filter;
     }
+    // The pool says of each connection that it was lost; that PostgreSQL is lost is a line of ours, once.
     EnvFilter::new(match log.level {
-        LogLevel::Trace => "warn,tidegate=trace",
-        LogLevel::Debug => "warn,tidegate=debug",
-        LogLevel::Info => "warn,tidegate=info",
-        LogLevel::Warn => "warn",
+        LogLevel::Trace => "warn,deadpool.postgres=error,tidegate=trace",
+        LogLevel::Debug => "warn,deadpool.postgres=error,tidegate=debug",
+        LogLevel::Info => "warn,deadpool.postgres=error,tidegate=info",
+        LogLevel::Warn => "warn,deadpool.postgres=error",
         LogLevel::Error | LogLevel::Fatal => "error",
     })
 }

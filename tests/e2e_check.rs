@@ -8,9 +8,11 @@ mod support;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
+use support::certificates::{Authority, path};
 use support::machine::{Folder, PATIENCE, free_port, signal};
-use support::postgres::{Database, PASSWORD, Postgres, ROLE};
+use support::postgres::{Database, Postgres};
 use support::redis::Redis;
+use support::sentinel::{Cluster, LOGIN, MASTER, SENTINEL_LOGIN};
 use support::server::Env;
 use support::world::{World, environment, servers};
 use support::{Server, Sse, ours_alone, posts, wait_until};
@@ -195,15 +197,16 @@ fn what_a_redis_user_lacks_is_named() {
         check("tide:hunter2").expect(1, "FAIL", &["Redis", said, "timeline:* and the keys subscribed:*"]);
     }
     // It serves without these.
-    for left_out in ["+config|get", "+client"] {
-        allow(&lacks(left_out));
-        check("tide:hunter2").expect(0, "warn", &["Redis", "client|list", "config|get"]);
-    }
+    allow(&lacks("+client"));
+    check("tide:hunter2").expect(0, "warn", &["Redis", "client|list"]);
+    allow(&lacks("+config|get"));
+    check("tide:hunter2").expect(0, "ok", &["Redis", "taken to be Redis's default"]);
     allow(&lacks("+info"));
     assert_eq!(check("tide:hunter2").code, 0);
 
     redis.command(&["CONFIG", "SET", "requirepass", "hunter2"]);
-    let checked = run(&["check"], &env);
+    let nobody = format!("redis://127.0.0.1:{}/0", redis.port);
+    let checked = run(&["check"], &with(&env, &[("REDIS_URL", &nobody)]));
     checked.expect(1, "FAIL", &["Redis", "NOAUTH", "REDIS_PASSWORD"]);
 }
 
@@ -285,8 +288,8 @@ fn the_server_needs_no_more_than_the_columns_that_are_checked() {
     let name = format!("served_{}", world.db.name);
     role(&world.db, &name, &all_grants());
     let mut env = world.env.clone();
-    let login = env["DATABASE_URL"].replace(&format!("{ROLE}:{PASSWORD}@"), &format!("{name}@"));
-    env.insert("DATABASE_URL".into(), login);
+    let port = support::postgres::shared().unwrap().port;
+    env.insert("DATABASE_URL".into(), format!("postgres://{name}@127.0.0.1:{port}/{}", world.db.name));
     let server = Server::start(&env);
     let viewer = world.viewer("read");
     let list = viewer.list();
@@ -436,4 +439,63 @@ fn health_asks_a_running_server() {
     assert_eq!(run(&["health"], &on_socket).code, 1);
     let _server = Server::start(&on_socket);
     assert_eq!(run(&["health"], &on_socket).code, 0);
+}
+
+#[test]
+fn an_encrypted_redis_is_tried_as_the_server_would() {
+    if !ours_alone() {
+        return;
+    }
+    let Some(authority) = Authority::new() else { return };
+    let Some(postgres) = support::postgres::shared() else { return };
+    let pair = authority.issue("redis", "redis", &["DNS:localhost"]);
+    let (port, root) = (free_port().to_string(), authority.root());
+    let settings = [
+        ["--tls-port", &port],
+        ["--tls-cert-file", path(&pair.cert)],
+        ["--tls-key-file", path(&pair.key)],
+        ["--tls-ca-cert-file", path(&root)],
+        ["--tls-auth-clients", "no"],
+    ];
+    let Some(redis) = Redis::start_on(None, settings.as_flattened()) else { return };
+    let database = postgres.database();
+    let url = format!("rediss://localhost:{port}");
+    let env = with(&variables(&redis, postgres, &database.name), &[("REDIS_URL", &url)]);
+    let trusting = with(&env, &[("NODE_EXTRA_CA_CERTS", path(&root))]);
+    let checked = run(&["check"], &trusting);
+    checked.expect(0, "ok", &["Redis (REDIS_URL)", "connected to", &port]);
+    checked.expect(0, "ok", &["NODE_EXTRA_CA_CERTS", "is readable"]);
+    run(&["check"], &env).expect(1, "FAIL", &["Redis", "NODE_EXTRA_CA_CERTS"]);
+    let other_name = with(&trusting, &[("REDIS_URL", &format!("rediss://127.0.0.1:{port}"))]);
+    run(&["check"], &other_name).expect(1, "FAIL", &["Redis", "localhost"]);
+}
+
+#[test]
+fn the_master_is_asked_for_where_there_are_sentinels() {
+    if !ours_alone() {
+        return;
+    }
+    let Some(postgres) = support::postgres::shared() else { return };
+    let Some(cluster) = Cluster::start() else { return };
+    let database = postgres.database();
+    let env = without(&variables(&cluster.master, postgres, &database.name), "REDIS_URL");
+    let first = cluster.sentinels[0].port.to_string();
+    let sentinels = [
+        ("REDIS_SENTINELS", &*cluster.list()),
+        ("REDIS_SENTINEL_MASTER", MASTER),
+        ("REDIS_SENTINEL_PORT", &first),
+        ("REDIS_SENTINEL_USERNAME", SENTINEL_LOGIN.0),
+        ("REDIS_SENTINEL_PASSWORD", SENTINEL_LOGIN.1),
+        ("REDIS_USER", LOGIN.0),
+        ("REDIS_PASSWORD", LOGIN.1),
+    ];
+    let env = with(&env, &sentinels);
+    let checked = run(&["check"], &env);
+    checked.expect(0, "ok", &["Redis (REDIS_SENTINELS)", "connected to", "user streaming"]);
+    assert!(!checked.text.contains("secret"), "a password: {}", checked.text);
+    let unknown = run(&["check"], &with(&env, &[("REDIS_SENTINEL_MASTER", "nobody")]));
+    unknown.expect(1, "FAIL", &["Redis", "nobody", "REDIS_SENTINEL_MASTER"]);
+    let locked_out = run(&["check"], &with(&env, &[("REDIS_SENTINEL_PASSWORD", "wrong-secret")]));
+    assert_eq!(locked_out.code, 1, "{}", locked_out.text);
+    assert!(!locked_out.text.contains("secret"), "a password: {}", locked_out.text);
 }

@@ -310,7 +310,8 @@ impl Inner {
         let class = code.code().get(..2).unwrap_or_default();
         match class {
             "57" if *code == SqlState::QUERY_CANCELED => Failure::Final(self.slow()),
-            "57" | "08" => Failure::Dying(self.away(&cause)),
+            // 55: among others, a database that takes no connections at the moment.
+            "57" | "08" | "55" => Failure::Dying(self.away(&cause)),
             "53" | "58" | "XX" => Failure::Final(self.away(&cause)),
             "28" | "3D" => Failure::Final(DbError::Refused { at: Arc::clone(&self.at), cause: cause.into() }),
             _ => Failure::Final(DbError::Statement { cause: cause.into() }),

@@ -4,6 +4,7 @@ pub mod check;
 pub mod health;
 mod memory;
 mod pages;
+mod pauses;
 mod sources;
 mod systemd;
 
@@ -212,6 +213,7 @@ async fn serve(mut config: Config, passed: Passed) -> Result<(), Failure> {
         reactor_threads.push(reactor.start(limits.clone(), links).map_err(|error| no_thread(&error))?);
     }
     tokio::spawn(memory::watch(Arc::clone(&door), Arc::clone(&gate)));
+    tokio::spawn(pauses::watch(ingest.stats(), Arc::clone(&gate), limits.backpressure_high_bytes, clock));
     tokio::spawn(presence.run(ingest.commands()));
     if let Some(sentinels) = redis.sentinels() {
         sentinel::watch(sentinels, limits.redis_ping, ingest.waker());
@@ -234,8 +236,11 @@ async fn serve(mut config: Config, passed: Passed) -> Result<(), Failure> {
         );
     }
     tracing::info!(
-        "{descriptors} file descriptors (RLIMIT_NOFILE): at most {} clients",
-        limits.connections_max
+        version = env!("CARGO_PKG_VERSION"),
+        threads = limits.reactors,
+        clients_max = limits.connections_max,
+        descriptors,
+        "Tidegate starts"
     );
 
     if let Some(demo) = &demo {

@@ -120,7 +120,7 @@ async fn tables(report: &mut Report<'_>, about: &str, options: &Options, pool: &
             report.fail(
                 &about,
                 format_args!(
-                    "{} may not read {}; GRANT SELECT ON {table} TO \"{}\";",
+                    "{} may not read {}; GRANT SELECT ON {table} TO \"{}\"; or see postgresql-grants.sql",
                     options.user,
                     hidden.join(", "),
                     options.user.replace('"', "\"\"")

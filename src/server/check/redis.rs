@@ -112,12 +112,17 @@ fn headroom(report: &mut Report<'_>, about: &str, commands: &mut Talk) {
         commands.ask(&[b"CLIENT", b"LIST", b"TYPE", b"pubsub"]),
         Ok(OwnedFrame::BulkString(_) | OwnedFrame::SimpleString(_))
     );
-    match (limit, listed) {
-        (Some(_), true) => report.ok(about, "tells how much it holds for us (CLIENT LIST, CONFIG GET)"),
-        _ => report.warn(
+    match (listed, limit) {
+        (true, Some(_)) => report.ok(about, "tells how much it holds for us (CLIENT LIST, CONFIG GET)"),
+        (true, None) => report.ok(
+            about,
+            "tells how much it holds for us (CLIENT LIST); its limit is taken to be Redis's default, as \
+             config|get is not allowed",
+        ),
+        (false, _) => report.warn(
             about,
             "does not tell how much it holds for us, so its patience is estimated while reading is paused; \
-             allow the user client|list and config|get to have it measured",
+             allow the user client|list to have it measured (dist/redis.acl)",
         ),
     }
 }

@@ -1,0 +1,206 @@
+//! What an operator reads in the log: one line per start and per change of state, nothing per client unless asked
+//! for, and JSON that programs can rely on.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+use support::http::request;
+use support::machine::PATIENCE;
+use support::redis::Redis;
+use support::{Server, Sse, World, Ws, ours_alone, wait_until};
+
+/// The lines of a JSON log.
+fn lines(server: &Server) -> Vec<Value> {
+    let output = server.output();
+    output
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line:?}")))
+        .collect()
+}
+
+/// The lines of that level or worse whose text has all of these words.
+fn with(lines: &[Value], level: &str, words: &[&str]) -> usize {
+    let matches = |line: &&Value| {
+        let text = line["msg"].as_str().unwrap();
+        line["level"] == level && words.iter().all(|word| text.contains(word))
+    };
+    lines.iter().filter(matches).count()
+}
+
+#[track_caller]
+fn until_line(server: &Server, level: &str, words: &[&str]) {
+    wait_until(&format!("a line at {level} with {words:?}"), PATIENCE * 2, || {
+        with(&lines(server), level, words) > 0
+    });
+}
+
+const JSON: (&str, &str) = ("LOG_FORMAT", "json");
+
+#[test]
+fn a_servers_life_in_json() {
+    if !ours_alone() {
+        return;
+    }
+    let Some(mut world) = World::with(&[JSON]) else { return };
+    until_line(&world.server, "info", &["Redis at", "is connected"]);
+    world.server.signal("TERM");
+    assert!(world.server.until_exit().success());
+    until_line(&world.server, "info", &["draining"]);
+    let lines = lines(&world.server);
+    let pid = u64::from(world.server.pid());
+    let mut before = 0;
+    for line in &lines {
+        let keys: Vec<&str> = line.as_object().unwrap().keys().map(String::as_str).collect();
+        for key in ["level", "time", "pid", "name", "msg"] {
+            assert!(keys.contains(&key), "{line}");
+        }
+        assert_eq!((line["pid"].as_u64(), &line["name"]), (Some(pid), &json!("streaming")));
+        let time = line["time"].as_u64().unwrap();
+        assert!(time >= before && time > 1_700_000_000_000, "{line}");
+        before = time;
+    }
+    let start: Vec<&Value> = lines.iter().filter(|line| line["msg"] == "Tidegate starts").collect();
+    assert_eq!(start.len(), 1);
+    assert!(start[0]["version"].is_string());
+    for field in ["threads", "clients_max", "descriptors"] {
+        assert!(start[0][field].as_u64().is_some_and(|number| number > 0), "{field}: {}", start[0]);
+    }
+    assert_eq!(with(&lines, "info", &["Streaming API now listening on", "127.0.0.1:"]), 1);
+    assert_eq!(with(&lines, "info", &["Redis at", "is connected"]), 1);
+    assert_eq!(with(&lines, "info", &["draining"]), 1);
+    // A life without trouble is these four lines.
+    assert_eq!(lines.len(), 4, "{lines:#?}");
+}
+
+#[test]
+fn redis_lost_and_regained_is_a_line_each() {
+    if !ours_alone() {
+        return;
+    }
+    let Some(mut world) = World::with(&[JSON, ("GAP_CLOSE_SPREAD", "0")]) else { return };
+    until_line(&world.server, "info", &["Redis at", "is connected"]);
+    let port = world.redis.port;
+    let viewer = world.viewer("read");
+    // Ends it, and begins another on its port later.
+    support::machine::signal(world.redis.service.pid(), "KILL");
+    until_line(&world.server, "warn", &["Redis at", "is lost", "connecting again"]);
+    // Attempts that fail, and clients that are refused, are not a line each.
+    wait_until("it has tried several times", PATIENCE, || {
+        world.server.get("/api/v1/streaming/health");
+        let response =
+            world.server.request("GET", "/api/v1/streaming/user", &[("Authorization", &viewer.bearer())]);
+        assert_eq!(response.status(), 503);
+        world.server.metric("tidegate_refused_total", &[("reason", "redis")]).unwrap_or(0.0) >= 20.0
+    });
+    let away = lines(&world.server);
+    assert_eq!(with(&away, "warn", &["is lost"]), 1, "{away:#?}");
+    // Besides the loss itself: the second connection's, and the first attempt's.
+    let troubles = away.iter().filter(|line| line["level"] == "warn" || line["level"] == "error").count();
+    assert!(troubles <= 4, "{away:#?}");
+    world.redis = Redis::start_on(Some(port), &[]).unwrap();
+    until_line(&world.server, "info", &["is back after"]);
+    assert_eq!(with(&lines(&world.server), "info", &["is back after"]), 1);
+}
+
+#[test]
+fn postgresql_lost_and_regained_is_a_line_each() {
+    if !ours_alone() {
+        return;
+    }
+    let Some(world) = World::with_own_database(&[JSON]) else { return };
+    let viewer = world.viewer("read");
+    let ask = || {
+        let mut connection = world.server.connect();
+        let bearer = viewer.bearer();
+        connection.send(request("GET", "/api/v1/streaming/user", &[("Authorization", &bearer)]).as_bytes());
+        connection.head().status
+    };
+    wait_until("it serves", PATIENCE, || ask() == 200);
+    let admin = support::postgres::shared().unwrap().open("postgres");
+    let name = &world.db.name;
+    admin.run(&format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false"));
+    admin.run(&format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"));
+    for _ in 0..20 {
+        assert_eq!(ask(), 503);
+    }
+    let away = lines(&world.server);
+    assert_eq!(with(&away, "warn", &["PostgreSQL at"]), 1, "{away:#?}");
+    admin.run(&format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true"));
+    wait_until("it heals", PATIENCE, || ask() == 200);
+    until_line(&world.server, "info", &["PostgreSQL at", "answers again"]);
+    assert_eq!(with(&lines(&world.server), "info", &["answers again"]), 1);
+}
+
+#[test]
+fn pauses_are_two_lines_however_many_there_are() {
+    if !ours_alone() {
+        return;
+    }
+    let settings = [JSON, ("BACKPRESSURE_HIGH_BYTES", "65536"), ("SLOW_CLIENT_GRACE", "0.5")];
+    let Some(world) = World::with(&settings) else { return };
+    let viewer = world.viewer("read");
+    // It never reads, so the kernel's buffers fill and then the budget.
+    let _idle = Sse::open(&world.server, "/api/v1/streaming/user", &viewer.token);
+    world.redis.until_subscribed(&viewer.user_channels());
+    let message = json!({"event": "update", "payload": "x".repeat(60_000)}).to_string();
+    wait_until("reading paused", PATIENCE, || {
+        world.publish(&viewer.home(), &message);
+        world.server.metric("tidegate_gate_closes_total", &[]).unwrap() >= 1.0
+    });
+    until_line(&world.server, "warn", &["reading from Redis pauses", "BACKPRESSURE_HIGH_BYTES"]);
+    until_line(&world.server, "info", &["reading from Redis goes on"]);
+    let lines = lines(&world.server);
+    let end = lines.iter().find(|line| line["msg"].as_str().unwrap().contains("goes on without")).unwrap();
+    assert!(end["pauses"].as_u64().unwrap() >= 1 && end["paused_seconds"].is_number(), "{end}");
+    let begin = lines.iter().find(|line| line["msg"].as_str().unwrap().contains("reading from Redis pauses"));
+    assert_eq!(begin.unwrap()["high_bytes"], 65536);
+}
+
+#[test]
+fn clients_are_lines_only_at_debug_and_have_their_request_id() {
+    if !ours_alone() {
+        return;
+    }
+    let Some(world) = World::with(&[JSON]) else { return };
+    let viewer = world.viewer("read");
+    let visit = |server: &Server| {
+        let sse = Sse::open(server, "/api/v1/streaming/user", &viewer.token);
+        let ws = Ws::open(server, "/?stream=user", &viewer.token);
+        let refused = server.request("GET", "/api/v1/streaming/user", &[("Authorization", "Bearer wrong")]);
+        let id = |name: &str| name.to_owned();
+        BTreeSet::from([
+            id(sse.head.header("X-Request-Id").unwrap()),
+            id(ws.response.headers().get("x-request-id").unwrap().to_str().unwrap()),
+            id(refused.header("X-Request-Id")),
+        ])
+    };
+    until_line(&world.server, "info", &["Redis at", "is connected"]);
+    let quiet = lines(&world.server).len();
+    for _ in 0..20 {
+        visit(&world.server);
+    }
+    world.until_empty();
+    assert_eq!(lines(&world.server).len(), quiet, "{:#?}", lines(&world.server));
+
+    let mut env = world.env.clone();
+    env.insert("LOG_LEVEL".into(), "debug".into());
+    let server = Server::start(&env);
+    let ids = visit(&server);
+    assert_eq!(ids.len(), 3);
+    wait_until("each request has its lines", PATIENCE, || {
+        let logged: BTreeSet<String> =
+            lines(&server).iter().filter_map(|line| Some(line["request"].as_str()?.to_owned())).collect();
+        ids.is_subset(&logged)
+    });
+    let all = lines(&server);
+    let refused = all.iter().find(|line| line["msg"] == "refused").unwrap();
+    assert_eq!(
+        (&refused["level"], &refused["status"], &refused["reason"]),
+        (&json!("debug"), &json!(401), &json!("token"))
+    );
+    assert!(!server.output().contains(&viewer.token), "a token is in the log");
+}
