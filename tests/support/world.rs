@@ -103,6 +103,12 @@ impl World {
         World { server, env, redis, db }
     }
 
+    /// Ends the server; its Redis is for the next.
+    pub fn into_redis(self) -> Redis {
+        drop(self.server);
+        self.redis
+    }
+
     /// An account whose token has these scopes.
     pub fn viewer(&self, scopes: &str) -> Viewer {
         let account = self.account();
