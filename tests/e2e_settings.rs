@@ -16,6 +16,9 @@ use support::{World, Ws, left_out, ours_alone, wait_until};
 /// Reaches neither, whatever else is set.
 const NOTHING: [(&str, &str); 2] = [("REDIS_URL", ""), ("DATABASE_URL", "")];
 
+/// Variables with their values.
+type Set<'a> = &'a [(&'a str, &'a str)];
+
 fn two_servers(settings: &[&str]) -> Option<(Redis, &'static Postgres)> {
     let Some(postgres) = postgres::shared() else {
         left_out("needs postgresql");
@@ -76,7 +79,7 @@ fn redis_is_found_by_each_variable() {
         ("REDIS_PASSWORD", "p@ss:/word"),
     ];
     // What is set; database, user and namespace that follow from it.
-    let cases: [(&[(&str, &str)], &str, &str, &str); 7] = [
+    let cases: [(Set, &str, &str, &str); 7] = [
         (&[("REDIS_URL", &by_path)], "3", "default", ""),
         (&[("REDIS_URL", &bare)], "0", "default", ""),
         (&[("REDIS_URL", &with_login)], "2", "streaming", ""),
@@ -126,7 +129,7 @@ fn postgresql_is_found_by_each_variable() {
     ];
     let development = [("NODE_ENV", "development"), left_open[1], left_open[2], left_open[3], by_socket[2]];
     // What is set; the application's name and whether it comes by TCP, as PostgreSQL sees them.
-    let cases: [(&[(&str, &str)], &str, bool); 8] = [
+    let cases: [(Set, &str, bool); 8] = [
         (&[("DATABASE_URL", &by_authority)], "", false),
         (&[("DATABASE_URL", &by_query)], "", false),
         (&[("DATABASE_URL", &no_user), ("PGUSER", "mastodon")], "", true),
