@@ -1,26 +1,18 @@
-//! How a connection to Redis begins: the address, AUTH, SELECT, CLIENT SETNAME, and for the subscriber its
-//! own CLIENT ID.
+//! How a connection to Redis begins: the address, with sentinels whom they name, TLS, and the [`Greeting`],
+//! under a blocking and an asynchronous cover. Errors say whose fault it is and what to do.
 //!
-//! The dialogue is one value without I/O, [`Greeting`], under a blocking and an asynchronous cover. Errors
-//! say whose fault it is and what to do; what Redis quotes of our commands never shows a password.
-//!
-//! Bounds: each attempt has a deadline, [`CONNECT_TIMEOUT`] as a rule; replies are at most
-//! `REPLY_BYTES_MAX` long.
+//! Bound: each attempt has a deadline, [`CONNECT_TIMEOUT`] as a rule.
 
-use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use redis_protocol::resp2::decode::decode;
-use redis_protocol::resp2::types::OwnedFrame;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::TlsConnector;
 
-use crate::config::HostPort;
-use crate::redis::command::encode;
+pub use crate::redis::greeting::{Greeting, Role, advice, tell};
 use crate::redis::sentinel::Sentinels;
 use crate::redis::socket::{AsyncSocket, BlockingSocket, TlsSocket};
 use crate::redis::{Address, Options};
@@ -28,12 +20,6 @@ use crate::tls;
 
 /// How long an attempt may take, name look-up included.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Longest reply to a command of the dialogue. They are one line each.
-const REPLY_BYTES_MAX: usize = 64 * 1024;
-
-/// Longest part of an error text of Redis's that is repeated.
-const ERROR_TEXT_MAX: usize = 200;
 
 /// Why there is no connection. The text names the address and what to do, and never a password.
 #[derive(Debug, thiserror::Error)]
@@ -106,173 +92,6 @@ pub struct Connected<T> {
     pub client_id: Option<u64>,
 }
 
-/// What the connection is for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Role {
-    /// Subscriptions; wants to know its own number.
-    Subscriber,
-    /// Commands.
-    Command,
-    /// Questions to a sentinel.
-    Sentinel,
-}
-
-/// What to do about an error that Redis answered.
-pub fn advice(text: &str) -> &'static str {
-    let code = text.split([' ', ':']).next().unwrap_or_default();
-    match code {
-        "WRONGPASS" => "check REDIS_USER and REDIS_PASSWORD, or those in REDIS_URL",
-        "NOAUTH" => "it wants a password: set REDIS_PASSWORD, or put it into REDIS_URL",
-        "NOPERM" => {
-            "the Redis user needs the commands subscribe, unsubscribe, ping, select, client, set, the channels \
-             timeline:* and the keys subscribed:*"
-        }
-        "LOADING" => "it is reading its data and will be back by itself",
-        "MASTERDOWN" => "it is a replica that has lost its master",
-        "READONLY" => "it is a replica: the address has to be the master's",
-        "OOM" => "its memory is full: raise maxmemory",
-        "MISCONF" => "it cannot save its data and refuses writes: look into Redis's own log",
-        "DENIED" => "it is in protected mode: give it a password or let it listen on loopback",
-        _ if text.contains("invalid password") => "check REDIS_PASSWORD, or the one in REDIS_URL",
-        _ if text.contains("DB index") => "check REDIS_DB, or the number in REDIS_URL",
-        _ if text.contains("max number of clients") => "raise maxclients in Redis",
-        _ => "see Redis's own log",
-    }
-}
-
-/// The first words of an error text, without any secret in them.
-pub fn tell(options: &Options, text: &str) -> String {
-    // An unknown command's arguments are repeated behind these words.
-    let text = text.split(", with args").next().unwrap_or_default();
-    let mut told: String = text.chars().filter(|c| !c.is_control()).take(ERROR_TEXT_MAX).collect();
-    if let Some(password) = options.password.as_ref().map(|password| password.expose())
-        && !password.is_empty()
-    {
-        told = told.replace(password, "***");
-    }
-    told
-}
-
-/// The dialogue at the beginning of a connection: bytes to send at once, then one reply for each command.
-#[derive(Debug)]
-pub struct Greeting {
-    expected: VecDeque<&'static str>,
-    role: Role,
-    client_id: Option<u64>,
-    master: Option<HostPort>,
-}
-
-impl Greeting {
-    /// The commands for that role.
-    pub fn new(options: &Options, role: Role) -> (BytesMut, Greeting) {
-        let mut out = BytesMut::new();
-        let mut expected = VecDeque::new();
-        if let Some(password) = &options.password {
-            let password = password.expose().as_bytes();
-            match options.username.as_deref().filter(|name| !name.is_empty()) {
-                Some(username) => encode(&mut out, &[b"AUTH", username.as_bytes(), password]),
-                None => encode(&mut out, &[b"AUTH", password]),
-            }
-            expected.push_back("AUTH");
-        }
-        if options.db != 0 {
-            encode(&mut out, &[b"SELECT", options.db.to_string().as_bytes()]);
-            expected.push_back("SELECT");
-        }
-        encode(&mut out, &[b"CLIENT", b"SETNAME", options.client_name.as_bytes()]);
-        expected.push_back("CLIENT SETNAME");
-        if role == Role::Subscriber {
-            encode(&mut out, &[b"CLIENT", b"ID"]);
-            expected.push_back("CLIENT ID");
-        }
-        (out, Greeting { expected, role, client_id: None, master: None })
-    }
-
-    /// Asks besides whether it is the master; a replica is an error then.
-    pub fn ask_for_role(&mut self, out: &mut BytesMut) {
-        encode(out, &[b"ROLE"]);
-        self.expected.push_back("ROLE");
-    }
-
-    /// Asks a sentinel besides who the master of that name is.
-    pub fn ask_for_master(&mut self, out: &mut BytesMut, name: &str) {
-        encode(out, &[b"SENTINEL", b"get-master-addr-by-name", name.as_bytes()]);
-        self.expected.push_back("SENTINEL");
-    }
-
-    /// Who the master is, if the sentinel knows.
-    pub fn into_master(self) -> Option<HostPort> {
-        self.master
-    }
-
-    /// Takes every whole reply out of `input`; true when all are there.
-    pub fn take(&mut self, options: &Options, input: &mut BytesMut) -> Result<bool, ConnectError> {
-        while !self.expected.is_empty() {
-            let (frame, used) = match decode(input) {
-                Ok(Some(found)) => found,
-                Ok(None) if input.len() <= REPLY_BYTES_MAX => return Ok(false),
-                _ => return Err(ConnectError::NotRedis(options.address.clone())),
-            };
-            let _ = input.split_to(used);
-            self.answer(options, frame)?;
-        }
-        Ok(true)
-    }
-
-    fn answer(&mut self, options: &Options, frame: OwnedFrame) -> Result<(), ConnectError> {
-        let command = self.expected.pop_front().unwrap_or_default();
-        match frame {
-            OwnedFrame::Integer(id) if command == "CLIENT ID" => self.client_id = u64::try_from(id).ok(),
-            OwnedFrame::Array(parts) if command == "SENTINEL" => self.master = host_and_port(&parts),
-            OwnedFrame::Array(parts) if command == "ROLE" && !is_master(&parts) => {
-                return Err(ConnectError::NotMaster(options.address.clone()));
-            }
-            OwnedFrame::Error(text) => {
-                let code = text.split(' ').next().unwrap_or_default();
-                let text = tell(options, &text);
-                // No password is wanted: then the one that was given is not needed, as other clients see it.
-                let no_password =
-                    text.contains("without any password") || text.contains("no password is set");
-                // Whoever may not ask for the role has to believe the sentinels.
-                let optional = (command.starts_with("CLIENT") || command == "ROLE")
-                    && !matches!(code, "NOAUTH" | "DENIED")
-                    && !text.contains("max number of clients");
-                if command == "AUTH" && no_password {
-                    // A sentinel gets the master's password where it has none of its own.
-                    if self.role != Role::Sentinel {
-                        tracing::warn!(
-                            "Redis at {} wants no password, but one is configured",
-                            options.address
-                        );
-                    }
-                } else if !optional {
-                    let advice = advice(&text);
-                    return Err(ConnectError::Refused {
-                        address: options.address.clone(),
-                        command,
-                        text,
-                        advice,
-                    });
-                }
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-}
-
-/// Whether a ROLE's answer begins as a master's does.
-fn is_master(parts: &[OwnedFrame]) -> bool {
-    matches!(parts.first(), Some(OwnedFrame::BulkString(role)) if role == b"master")
-}
-
-/// Where that name and port are, as a sentinel writes them.
-fn host_and_port(parts: &[OwnedFrame]) -> Option<HostPort> {
-    let [OwnedFrame::BulkString(host), OwnedFrame::BulkString(port)] = parts else { return None };
-    let port = std::str::from_utf8(port).ok()?.parse().ok()?;
-    Some(HostPort { host: String::from_utf8(host.clone()).ok()?, port })
-}
-
 /// Connects and greets, blocking for at most about `timeout` (longer only where the system's name look-up
 /// takes longer). The socket is in blocking mode, without time-outs.
 pub fn connect(
@@ -284,7 +103,7 @@ pub fn connect(
     let Address::Sentinel(sentinels) = &options.address else {
         let (out, mut greeting) = Greeting::new(options, role);
         let stream = dialogue(options, &out, &mut greeting, deadline)?;
-        return Ok(Connected { stream, client_id: greeting.client_id });
+        return Ok(Connected { stream, client_id: greeting.client_id() });
     };
     let master = sentinels.find(deadline)?;
     let options = options.at(&master);
@@ -292,7 +111,7 @@ pub fn connect(
     greeting.ask_for_role(&mut out);
     let stream = dialogue(&options, &out, &mut greeting, deadline)?;
     sentinels.set_current(master);
-    Ok(Connected { stream, client_id: greeting.client_id })
+    Ok(Connected { stream, client_id: greeting.client_id() })
 }
 
 /// Connects, says `out`, and waits until the greeting has its answers.
@@ -417,7 +236,7 @@ pub async fn connect_async(options: &Options, role: Role) -> Result<Connected<As
             return Err(broken(io::ErrorKind::UnexpectedEof.into()));
         }
     }
-    Ok(Connected { stream, client_id: greeting.client_id })
+    Ok(Connected { stream, client_id: greeting.client_id() })
 }
 
 /// Who asks for a connection to the master without asking for the master gets none.
@@ -434,73 +253,6 @@ fn time_left(address: &Address, deadline: Instant) -> Result<Duration, ConnectEr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Secret;
-
-    fn options() -> Options {
-        Options {
-            username: Some("streaming".to_owned()),
-            password: Some(Secret::new("hunter2")),
-            db: 3,
-            ..Options::default()
-        }
-    }
-
-    fn greet(options: &Options, replies: &str) -> Result<Option<u64>, ConnectError> {
-        let (_, mut greeting) = Greeting::new(options, Role::Subscriber);
-        let mut input = BytesMut::new();
-        let mut done = false;
-        for byte in replies.bytes() {
-            assert!(!done, "the replies are longer than the dialogue");
-            input.extend_from_slice(&[byte]);
-            done = greeting.take(options, &mut input)?;
-        }
-        assert!(done, "the replies are shorter than the dialogue");
-        Ok(greeting.client_id)
-    }
-
-    #[test]
-    fn a_connection_authenticates_selects_and_says_its_name() {
-        let (out, _) = Greeting::new(&options(), Role::Subscriber);
-        assert_eq!(
-            &out[..],
-            b"*3\r\n$4\r\nAUTH\r\n$9\r\nstreaming\r\n$7\r\nhunter2\r\n*2\r\n$6\r\nSELECT\r\n$1\r\n3\r\n\
-              *3\r\n$6\r\nCLIENT\r\n$7\r\nSETNAME\r\n$8\r\ntidegate\r\n*2\r\n$6\r\nCLIENT\r\n$2\r\nID\r\n"
-        );
-        let plain = Options::default();
-        let (out, _) = Greeting::new(&plain, Role::Command);
-        assert_eq!(&out[..], b"*3\r\n$6\r\nCLIENT\r\n$7\r\nSETNAME\r\n$8\r\ntidegate\r\n");
-    }
-
-    #[test]
-    fn replies_may_be_split_anywhere_and_only_what_matters_must_succeed() {
-        assert_eq!(greet(&options(), "+OK\r\n+OK\r\n+OK\r\n:17\r\n").unwrap(), Some(17));
-        let denied = "+OK\r\n+OK\r\n-NOPERM no client|setname\r\n-ERR unknown command\r\n";
-        assert_eq!(greet(&options(), denied).unwrap(), None);
-        let not_needed =
-            "-ERR AUTH <password> called without any password configured\r\n+OK\r\n+OK\r\n:1\r\n";
-        assert_eq!(greet(&options(), not_needed).unwrap(), Some(1));
-    }
-
-    #[test]
-    fn errors_say_what_to_do_and_never_a_password() {
-        let cases = [
-            ("-WRONGPASS invalid username-password pair or user is disabled.\r\n", "REDIS_PASSWORD"),
-            ("+OK\r\n-ERR DB index is out of range\r\n", "REDIS_DB"),
-            ("+OK\r\n-LOADING Redis is loading the dataset in memory\r\n", "by itself"),
-            ("-ERR unknown command 'AUTH', with args beginning with: 'streaming' 'hunter2'\r\n", "AUTH"),
-            ("-ERR you said hunter2\r\n", "***"),
-            ("-ERR max number of clients reached\r\n", "maxclients"),
-            ("HTTP/1.1 400 Bad Request\r\n", "does not speak"),
-        ];
-        for (replies, expected) in cases {
-            let error = greet(&options(), replies).unwrap_err().to_string();
-            assert!(error.contains(expected), "{error}");
-            assert!(!error.contains("hunter2"), "{error}");
-        }
-        assert!(!format!("{:?}", options()).contains("hunter2"));
-        let error = greet(&Options::default(), "-NOAUTH Authentication required.\r\n").unwrap_err();
-        assert!(error.to_string().contains("set REDIS_PASSWORD"), "{error}");
-    }
 
     #[test]
     fn nobody_there_is_said_with_the_address() {

@@ -19,6 +19,7 @@ use sentinel::Sentinels;
 pub mod backoff;
 pub mod command;
 pub mod connect;
+mod greeting;
 pub mod headroom;
 pub mod ingest;
 mod link;

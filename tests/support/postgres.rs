@@ -225,7 +225,8 @@ fn as_postgres() -> &'static [String] {
     })
 }
 
-fn command(words: &[&str]) -> Vec<String> {
+/// A command for the user who runs PostgreSQL.
+pub fn command(words: &[&str]) -> Vec<String> {
     as_postgres().iter().cloned().chain(words.iter().map(|&word| word.to_owned())).collect()
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::machine::{PATIENCE, left_out, peer, wait_until};
+use super::pgbouncer;
 use super::postgres::{self, Database, Postgres};
 use super::redis::Redis;
 use super::server::{Env, Server};
@@ -85,7 +86,12 @@ impl World {
         adjust: impl FnOnce(&Redis, &mut Env),
     ) -> World {
         let db = Arc::new(database(postgres));
-        let mut env = environment(&redis, &postgres.url(&db.name));
+        let url = if pgbouncer::everywhere() {
+            pgbouncer::of_everybody().url(&db.name)
+        } else {
+            postgres.url(&db.name)
+        };
+        let mut env = environment(&redis, &url);
         for (name, value) in variables {
             env.insert((*name).to_owned(), (*value).to_owned());
         }
@@ -95,6 +101,12 @@ impl World {
             until_peer_is_ready(&redis);
         }
         World { server, env, redis, db }
+    }
+
+    /// Ends the server; its Redis is for the next.
+    pub fn into_redis(self) -> Redis {
+        drop(self.server);
+        self.redis
     }
 
     /// An account whose token has these scopes.

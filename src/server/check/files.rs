@@ -9,6 +9,9 @@ pub(super) fn check(report: &mut Report<'_>, config: &Config) {
     if let Some(path) = &config.tls.extra_ca {
         pem(report, variables::NODE_EXTRA_CA_CERTS.name, path, "CERTIFICATE");
     }
+    if let Some(path) = &config.tls.system_ca {
+        pem(report, variables::SSL_CERT_FILE.name, path, "CERTIFICATE");
+    }
     let Some(database) = &config.database else { return };
     if let RootCerts::File(path) = &database.tls.roots {
         pem(report, "sslrootcert", path, "CERTIFICATE");
