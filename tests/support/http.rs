@@ -107,7 +107,7 @@ impl Connection {
         use socket2::{Domain, Socket, Type};
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
         socket.set_recv_buffer_size(4096).unwrap();
-        socket.connect_timeout(&address.into(), PATIENCE).expect("the server accepts");
+        socket.connect_timeout(&address.into(), PATIENCE * 4).expect("the server accepts");
         Connection::over(socket.into())
     }
 

@@ -212,6 +212,8 @@ pub fn environment(redis: &Redis, database_url: &str) -> Env {
         ("DATABASE_URL", database_url.to_owned()),
         ("DB_POOL", "4".to_owned()),
         ("DRAIN_SECONDS", "0".to_owned()),
+        // On a machine with many other things to do, a handshake may take its time.
+        ("DOOR_TIMEOUT", "60".to_owned()),
     ];
     pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
