@@ -339,6 +339,9 @@ impl Session {
         self.pipe.borrow_mut().left = true;
         self.relay.readable(0, true, &mut self.buffer, self.now);
         for _ in 0..10 {
+            if self.relay.is_empty() {
+                break;
+            }
             self.relay.read_on(&mut self.buffer, self.now);
             self.settle();
             self.now += Duration::from_secs(40);
