@@ -183,7 +183,7 @@ fn responses(mut bytes: &[u8]) -> Vec<u16> {
         let (status, length, rest) = head(bytes);
         assert!(STATUSES.contains(&status), "{status}");
         // What answers a HEAD has a length and no body.
-        let has_body = !rest.is_empty() && !rest.starts_with(b"HTTP/1.1 ");
+        let has_body = !rest.is_empty() && !rest.starts_with(b"HTTP/1.");
         bytes = if has_body { &rest[length..] } else { rest };
         statuses.push(status);
     }
@@ -199,8 +199,10 @@ fn head(bytes: &[u8]) -> (u16, usize, &[u8]) {
         .unwrap_or_else(|| panic!("no head: {}", show()));
     let text = bytes[..end].split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
     let mut lines = text.collect::<Vec<_>>().into_iter();
-    let first =
-        lines.next().and_then(|line| line.strip_prefix(b"HTTP/1.1 ")).unwrap_or_else(|| panic!("{}", show()));
+    let first = lines
+        .next()
+        .and_then(|line| line.strip_prefix(b"HTTP/1.1 ").or(line.strip_prefix(b"HTTP/1.0 ")))
+        .unwrap_or_else(|| panic!("{}", show()));
     let status = std::str::from_utf8(&first[..3]).expect("three digits").parse().expect("three digits");
     let mut length = 0;
     for line in lines {

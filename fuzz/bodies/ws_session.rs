@@ -147,9 +147,8 @@ impl Session {
             13 => {
                 self.now += Duration::from_millis(u64::from(input.byte()) * 250);
                 self.relay.tick(self.now);
-                if self.polite.is_some_and(|sent| sent > 0) {
-                    self.polite = None;
-                }
+                // Messages are counted anew, and a ping may have gone unanswered.
+                self.polite = None;
             }
             14 => {
                 let room = [0, 1, 30, 200, usize::MAX][input.below(5)];
@@ -339,6 +338,9 @@ impl Session {
         self.pipe.borrow_mut().left = true;
         self.relay.readable(0, true, &mut self.buffer, self.now);
         for _ in 0..10 {
+            if self.relay.is_empty() {
+                break;
+            }
             self.relay.read_on(&mut self.buffer, self.now);
             self.settle();
             self.now += Duration::from_secs(40);
