@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -280,7 +280,7 @@ impl Reader {
     fn connect(&mut self, address: SocketAddr, plans: Vec<Plan>) {
         let mut events = Events::with_capacity(4096);
         for (count, plan) in plans.into_iter().enumerate() {
-            let mut socket = open(address, self.connections.len());
+            let mut socket = open(address);
             let token = Token(self.connections.len());
             let interest = Interest::READABLE | Interest::WRITABLE;
             self.poll.registry().register(&mut socket, token, interest).unwrap();
@@ -311,12 +311,16 @@ impl Reader {
     }
 }
 
-/// A connection begun; beyond what one source address has ports for, from the next.
-fn open(address: SocketAddr, index: usize) -> TcpStream {
+/// A connection begun. Each source address is used for so many and then never again: closed connections hold their
+/// ports for a minute, and looking for a free one among them takes the kernel milliseconds.
+fn open(address: SocketAddr) -> TcpStream {
+    const OF_ONE_ADDRESS: u32 = 4000;
+    static OPENED: AtomicU32 = AtomicU32::new(0);
+    let source = OPENED.fetch_add(1, Ordering::Relaxed) / OF_ONE_ADDRESS;
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.set_nonblocking(true).unwrap();
     socket.set_tcp_nodelay(true).unwrap();
-    let source = Ipv4Addr::new(127, 0, 1, (index / 4000) as u8 + 1);
+    let source = Ipv4Addr::from(u32::from(Ipv4Addr::new(127, 0, 1, 1)) + source);
     socket.bind(&SocketAddr::new(IpAddr::V4(source), 0).into()).unwrap();
     match socket.connect(&address.into()) {
         Ok(()) => {}
