@@ -3,6 +3,7 @@
 //!     cargo bench --bench load -- all                the whole table with its bars
 //!     cargo bench --bench load -- fanout [--clients 1000] [--stream public|user] [--transport ws|sse] [--bytes 3072]
 //!                                                    [--open 1] [--messages 200] [--rounds 7]
+//!     cargo bench --bench load -- beside-floor       server and floor in turns, seven pairs
 //!     cargo bench --bench load -- floor              the kernel's own rate: 1, 2, 4 threads, 1, 4, 16 messages a send
 //!     cargo bench --bench load -- peer               fanout for this server and for TIDEGATE_PEER_COMMAND's, side by side
 //!     cargo bench --bench load -- storm|idle|memory|ingest|backlog|start [--clients N]
@@ -38,6 +39,7 @@ fn main() {
         "all" => all(&mut report),
         "fanout" => fanout::run(&Load::from_options(rest), &mut report),
         "floor" => fanout::floors(&mut report),
+        "beside-floor" => fanout::against_the_floor(&mut report),
         "peer" => return fanout::peers(rest),
         "storm" => storm::run(option(rest, "--clients", 10_000), &mut report),
         "idle" => still::idle(option(rest, "--clients", 10_000), &mut report),

@@ -97,6 +97,8 @@ pub fn backlog(report: &mut Report) {
     let mut town = Town::new(CLIENTS, 3072, &[]);
     let mut readers = Readers::start(reader_threads());
     readers.connect(town.address(), town.plans(1, CLIENTS, Stream::SharedOwnTokens, Framing::WebSocket));
+    // What the handshakes needed is another figure.
+    pause(SETTLE);
     readers.pause(true);
     let got = readers.got();
     town.publish(&readers, 16);

@@ -104,7 +104,8 @@ impl Town {
         (from..=to).map(|n| self.plan(n, stream, framing)).collect()
     }
 
-    /// A status as Rails publishes it; the number is its id.
+    /// A status as Rails publishes it; the number is its id. The event is one that
+    /// passes public channels unasked: what audiences cost is the audience bench's matter.
     pub fn message(&self, number: u64) -> String {
         let mut status = crate::support::posts::status(number, self.first);
         status["content"] = format!("<p>{}</p>", self.pad).into();
@@ -112,7 +113,7 @@ impl Town {
         let text = status.to_string();
         let id = format!("\"id\":\"{number}\",");
         let rest = text.replacen(&id, "", 1);
-        format!("{{\"event\":\"update\",\"payload\":{{{id}{}}}", &rest[1..])
+        format!("{{\"event\":\"announcement\",\"payload\":{{{id}{}}}", &rest[1..])
     }
 
     /// Publishes the next `count` messages on the shared channel, not waiting for Redis.
