@@ -26,16 +26,11 @@ fn main() {
     // The crowd answers no pings.
     let Some(world) = World::with(&[("WS_PING_SECONDS", "600")]) else { return };
     let beside = world.viewer("read");
-    let first = support::world::fresh_id();
-    let others = first + 10_000_000;
+    let accounts = world.accounts(count);
+    let (first, others) = (accounts.before, accounts.before + 10_000_000);
     world.db.run(&format!(
-        "INSERT INTO accounts (id, username) SELECT {first} + n, 'b' || n FROM generate_series(1, {count}) n;
-         INSERT INTO accounts (id, username) SELECT {others} + n, 'o' || n FROM generate_series(1, 5000) n;
-         INSERT INTO users (id, account_id, email, chosen_languages)
-           SELECT {first} + n, {first} + n, 'b' || n || '@bench.example', CASE WHEN n % 5 = 0 THEN '{{en,de}}'::varchar[] END
-           FROM generate_series(1, {count}) n;
-         INSERT INTO oauth_access_tokens (token, scopes, resource_owner_id)
-           SELECT 'bench-{first}-' || n, 'read', {first} + n FROM generate_series(1, {count}) n;
+        "INSERT INTO accounts (id, username) SELECT {others} + n, 'o' || n FROM generate_series(1, 5000) n;
+         UPDATE users SET chosen_languages = '{{en,de}}' WHERE id > {first} AND (id - {first}) % 5 = 0;
          INSERT INTO blocks (account_id, target_account_id)
            SELECT {first} + n, {others} + 1 + (n * 7 + k * 31) % 4999 FROM generate_series(1, {count}) n, generate_series(1, 100) k
            ON CONFLICT DO NOTHING;
@@ -53,9 +48,11 @@ fn main() {
     let mut crowd = Crowd::new();
     let deadline = Instant::now() + Duration::from_secs(120);
     for n in 1..=count {
-        let token = format!("bench-{first}-{n}");
-        let mut client =
-            Client::connect(world.server.address(), &token, Some("/api/v1/streaming/public/local"));
+        let mut client = Client::connect(
+            world.server.address(),
+            &accounts.token(n),
+            Some("/api/v1/streaming/public/local"),
+        );
         client.filtered = true;
         crowd.join(client, deadline);
     }

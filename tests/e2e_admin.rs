@@ -10,6 +10,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 
 use support::http::{Connection, Response, request};
 use support::machine::{PATIENCE, wait_for};
+use support::ws::UPGRADE;
 use support::{Server, World, left_out, ours_alone, wait_until};
 
 const STATUS: [&str; 5] =
@@ -97,13 +98,7 @@ fn streams_are_not_on_the_listener_for_pages() {
         assert_eq!(response.status(), 404, "{path}");
         assert!(response.text().contains("/metrics"), "{path}: says what is here: {}", response.text());
     }
-    let upgrade = [
-        ("Authorization", bearer.as_str()),
-        ("Connection", "Upgrade"),
-        ("Upgrade", "websocket"),
-        ("Sec-WebSocket-Version", "13"),
-        ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
-    ];
+    let upgrade = [&[("Authorization", bearer.as_str())][..], &UPGRADE].concat();
     assert_eq!(ask(admin, "GET", "/api/v1/streaming?stream=user", &upgrade).status(), 404);
     for method in ["POST", "DELETE"] {
         assert_eq!(ask(admin, method, "/metrics", &[]).status(), 404, "{method}");

@@ -323,30 +323,26 @@ fn five_thousand_spellings_of_a_tag_share_one_message() {
     spellings(5000);
 }
 
-fn outcomes(count: usize) {
+fn outcomes(count: u64) {
     if !ours_alone() {
         return;
     }
     let _alone = one_at_a_time();
     let Some(world) = World::with_own_database(&PATIENT) else { return };
-    let first = support::world::fresh_id();
+    let accounts = world.accounts(count);
+    let before = accounts.before;
     world.db.run(&format!(
-        "INSERT INTO accounts (id, username) SELECT {first} + n, 'f' || n FROM generate_series(1, {count}) n;
-         INSERT INTO users (id, account_id, email)
-           SELECT {first} + n, {first} + n, 'f' || n || '@filter.example' FROM generate_series(1, {count}) n;
-         INSERT INTO oauth_access_tokens (token, scopes, resource_owner_id)
-           SELECT 'filter-{first}-' || n, 'read', {first} + n FROM generate_series(1, {count}) n;
-         INSERT INTO custom_filters (id, account_id, phrase, context, action)
-           SELECT {first} + n, {first} + n, 'mine ' || n, '{{home,public}}', 0 FROM generate_series(1, {count}) n;
+        "INSERT INTO custom_filters (id, account_id, phrase, context, action)
+           SELECT {before} + n, {before} + n, 'mine ' || n, '{{home,public}}', 0 FROM generate_series(1, {count}) n;
          INSERT INTO custom_filter_keywords (custom_filter_id, keyword)
-           SELECT {first} + n, 'tide' FROM generate_series(1, {count}) n;
+           SELECT {before} + n, 'tide' FROM generate_series(1, {count}) n;
          ANALYZE"
     ));
     let clients: Vec<Connection> = (1..=count)
         .map(|n| {
             let mut connection = Connection::narrow(world.server.address());
             connection.patience(PATIENCE);
-            let bearer = format!("Bearer filter-{first}-{n}");
+            let bearer = format!("Bearer {}", accounts.token(n));
             connection
                 .send(request("GET", "/api/v1/streaming/public", &[("Authorization", &bearer)]).as_bytes());
             connection
@@ -357,7 +353,7 @@ fn outcomes(count: usize) {
     });
     let mut status = posts::status(1, 1);
     status["content"] = json!(format!("<p>The tide {}</p>", "turns ".repeat(BYTES / 6)));
-    assert_shared(&world, count, "timeline:public", &posts::message("update", &status));
+    assert_shared(&world, count as usize, "timeline:public", &posts::message("update", &status));
     for (n, connection) in (1..).zip(clients) {
         let mut sse = Sse::read_head(connection).expect("a stream");
         sse.expect_bytes(b":)\n");

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use support::crowd::{BASE, Client, Crowd};
 use support::http::request;
+use support::world::Accounts;
 use support::ws::{RawWs, upgrade};
 use support::{World, ours_alone, posts};
 
@@ -327,14 +328,14 @@ fn p99_between(before: &[(f64, f64)], after: &[(f64, f64)]) -> Duration {
 struct Town<'w> {
     world: &'w World,
     crowd: Crowd,
-    first: u64,
+    accounts: Accounts,
     published: u64,
 }
 
 impl Town<'_> {
     /// Publishes so many messages to everybody, one per beat, and waits until all have them.
     fn phase(&mut self, rounds: u64) -> Phase {
-        let (first, from, count) = (self.first, self.published, self.crowd.clients.len() as u64);
+        let (accounts, from, count) = (self.accounts, self.published, self.crowd.clients.len() as u64);
         let sent: Arc<Mutex<Vec<Instant>>> = Arc::default();
         let mut redis = self.world.redis.client();
         let times = Arc::clone(&sent);
@@ -345,8 +346,7 @@ impl Town<'_> {
                 let mut commands = support::redis::encode(&["PUBLISH", "timeline:public", &status]);
                 let home = posts::text_message("update", &format!(r#"{{"id":"{}"}}"#, BASE + round));
                 for n in (1..=count).filter(|n| n % 2 == 1) {
-                    let channel = format!("timeline:{}", first + n);
-                    commands.extend(support::redis::encode(&["PUBLISH", &channel, &home]));
+                    commands.extend(support::redis::encode(&["PUBLISH", &accounts.home(n), &home]));
                 }
                 let due = begin + BEAT * (round - from) as u32;
                 std::thread::park_timeout(due.saturating_duration_since(Instant::now()));
@@ -391,29 +391,19 @@ impl Town<'_> {
 fn run(honest: u64, hostile: usize, pairs: usize, rounds: u64) -> Vec<f64> {
     let settings = [("REQUEST_HEAD_SECONDS", "2"), ("UNFINISHED_SECONDS", "3"), ("SLOW_CLIENT_GRACE", "2")];
     let Some(world) = World::with(&settings) else { return Vec::new() };
-    let first = support::world::fresh_id();
-    let rows = honest + 32;
-    world.db.run(&format!(
-        "INSERT INTO accounts (id, username) SELECT {first} + n, 'h{first}x' || n FROM generate_series(1, {rows}) n;
-         INSERT INTO users (id, account_id, email)
-           SELECT {first} + n, {first} + n, 'h{first}x' || n || '@hostile.example' FROM generate_series(1, {rows}) n;
-         INSERT INTO oauth_access_tokens (token, scopes, resource_owner_id)
-           SELECT 'hostile-{first}-' || n, 'read', {first} + n FROM generate_series(1, {rows}) n;
-         ANALYZE"
-    ));
-    let token = |n: u64| format!("hostile-{first}-{n}");
+    let accounts = world.accounts(honest + 32);
     let mut crowd = Crowd::new();
     let deadline = Instant::now() + Duration::from_secs(240);
     for n in 1..=honest {
         let path = n.is_multiple_of(2).then_some("/api/v1/streaming/public");
-        crowd.join(Client::connect(world.server.address(), &token(n), path), deadline);
+        crowd.join(Client::connect(world.server.address(), &accounts.token(n), path), deadline);
     }
     crowd.until("the honest are connected", |client| client.has_head);
     let target = Target {
         address: world.server.address(),
-        tokens: (honest + 1..=rows).map(token).collect::<Vec<_>>().into(),
+        tokens: (honest + 1..=honest + 32).map(|n| accounts.token(n)).collect::<Vec<_>>().into(),
     };
-    let mut town = Town { world: &world, crowd, first, published: 0 };
+    let mut town = Town { world: &world, crowd, accounts, published: 0 };
     town.phase(10);
     let mut ratios = Vec::new();
     let mut most_kib = [0, 0];

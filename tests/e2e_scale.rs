@@ -23,23 +23,14 @@ const ROUNDS_OPEN: u64 = 8;
 fn each_of_many_clients_gets_its_messages_in_order_and_once() {
     let count: u64 = std::env::var("SCALE_CLIENTS").map_or(1000, |count| count.parse().unwrap());
     let Some(world) = World::with(&[]) else { return };
-    let first = support::world::fresh_id();
-    world.db.run(&format!(
-        "INSERT INTO accounts (id, username) SELECT {first} + n, 's' || n FROM generate_series(1, {count}) n;
-         INSERT INTO users (id, account_id, email)
-           SELECT {first} + n, {first} + n, 's' || n || '@scale.example' FROM generate_series(1, {count}) n;
-         INSERT INTO oauth_access_tokens (token, scopes, resource_owner_id)
-           SELECT 'scale-{first}-' || n, 'read', {first} + n FROM generate_series(1, {count}) n;
-         ANALYZE"
-    ));
+    let accounts = world.accounts(count);
     let empty_kib = world.server.rss_kib();
 
     let mut crowd = Crowd::new();
     let began = Instant::now();
     for n in 1..=count {
-        let token = format!("scale-{first}-{n}");
         let path = n.is_multiple_of(2).then_some("/api/v1/streaming/public");
-        let client = Client::connect(world.server.address(), &token, path);
+        let client = Client::connect(world.server.address(), &accounts.token(n), path);
         crowd.join(client, began + Duration::from_secs(240));
     }
     crowd.until("all are connected", |client| client.has_head);
@@ -61,8 +52,7 @@ fn each_of_many_clients_gets_its_messages_in_order_and_once() {
         let mut commands = support::redis::encode(&["PUBLISH", "timeline:public", &message]);
         let home = posts::text_message("update", &format!(r#"{{"id":"{}"}}"#, BASE + round));
         for n in (1..=count).filter(|n| n % 2 == 1) {
-            let channel = format!("timeline:{}", first + n);
-            commands.extend(support::redis::encode(&["PUBLISH", &channel, &home]));
+            commands.extend(support::redis::encode(&["PUBLISH", &accounts.home(n), &home]));
         }
         redis.send(&commands);
         for _ in 0..count.div_ceil(2) + 1 {

@@ -213,23 +213,11 @@ fn burst(count: usize) {
     let _alone = alone();
     let Some(world) = World::with_own_database(&[("SLOW_CLIENT_GRACE", "1")]) else { return };
     let slow = count / 10;
-    let first = support::world::fresh_id();
-    world.db.run(&format!(
-        "INSERT INTO accounts (id, username) SELECT {first} + n, 's' || n FROM generate_series(1, {slow}) n;
-         INSERT INTO users (id, account_id, email)
-           SELECT {first} + n, {first} + n, 's' || n || '@slow.example' FROM generate_series(1, {slow}) n;
-         INSERT INTO oauth_access_tokens (token, scopes, resource_owner_id)
-           SELECT 'slow-{first}-' || n, 'read', {first} + n FROM generate_series(1, {slow}) n;
-         ANALYZE"
-    ));
-    // Those ids are taken.
-    for _ in 0..slow {
-        support::world::fresh_id();
-    }
+    let accounts = world.accounts(slow as u64);
     let viewer = world.viewer("read");
     let mut crowd = honest(&world, &viewer, count - slow);
     let connections: Vec<Connection> =
-        (1..=slow).map(|n| unread(&world, &format!("slow-{first}-{n}"))).collect();
+        (1..=slow as u64).map(|n| unread(&world, &accounts.token(n))).collect();
     until_websockets(&world, count);
     let settled = |what: &str, enough: &dyn Fn(u64) -> bool| {
         let mut kib = u64::MAX;
@@ -249,11 +237,7 @@ fn burst(count: usize) {
     for round in 0..100 {
         let mut commands = encode(&["PUBLISH", &viewer.home(), &numbered(round, BYTES)]);
         for n in 1..=slow as u64 {
-            commands.extend(encode(&[
-                "PUBLISH",
-                &format!("timeline:{}", first + n),
-                &numbered(round, BYTES),
-            ]));
+            commands.extend(encode(&["PUBLISH", &accounts.home(n), &numbered(round, BYTES)]));
         }
         redis.send(&commands);
         (0..=slow).for_each(|_| drop(redis.reply().unwrap()));

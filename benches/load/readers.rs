@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token, Waker};
 
+use crate::support::crowd::frame;
+
 const BUFFER_BYTES: usize = 256 << 10;
 const WAKE: Token = Token(usize::MAX);
 
@@ -424,16 +426,6 @@ fn pong(connection: &mut Connection, body: &[u8]) -> Result<(), String> {
     let mut bytes = vec![0x8a, 0x80 | body.len() as u8, 0, 0, 0, 0];
     bytes.extend_from_slice(body);
     connection.socket.write_all(&bytes).map_err(|error| format!("a pong: {error}"))
-}
-
-/// A frame's length and its payload.
-fn frame(bytes: &[u8]) -> Option<(usize, &[u8])> {
-    let (head, length) = match *bytes.get(1)? {
-        126 => (4, usize::from(u16::from_be_bytes([*bytes.get(2)?, *bytes.get(3)?]))),
-        127 => (10, u64::from_be_bytes(bytes.get(2..10)?.try_into().ok()?) as usize),
-        short => (2, usize::from(short)),
-    };
-    Some((head + length, bytes.get(head..head + length)?))
 }
 
 /// A chunk's length and what is in it.

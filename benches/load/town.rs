@@ -1,11 +1,13 @@
 //! A Redis, a PostgreSQL full of accounts, and a server: what a load runs against.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::readers::{BASE, Framing, Plan, Readers};
+use crate::support::http::request;
 use crate::support::redis::{Client, encode};
-use crate::support::{World, http, peer, postgres};
+use crate::support::world::Accounts;
+use crate::support::ws::upgrade;
+use crate::support::{World, peer, postgres};
 
 /// What clients open.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -21,7 +23,7 @@ pub enum Stream {
 /// See the module.
 pub struct Town {
     pub world: World,
-    first: u64,
+    accounts: Accounts,
     /// The number of the next message.
     pub number: u64,
     publisher: Client,
@@ -37,19 +39,9 @@ impl Town {
         }
         all.extend_from_slice(variables);
         let world = World::with(&all).expect("redis-server and postgresql");
-        // Several towns of one process share a database.
-        static TOWNS: AtomicU64 = AtomicU64::new(0);
-        let first = 109_601_234_567_890_001 + 1_000_000 * TOWNS.fetch_add(1, Ordering::Relaxed);
-        world.db.run(&format!(
-            "INSERT INTO accounts (id, username) SELECT {first} + n, 'l{first}x' || n FROM generate_series(1, {accounts}) n;
-             INSERT INTO users (id, account_id, email)
-               SELECT {first} + n, {first} + n, 'l{first}x' || n || '@load.example' FROM generate_series(1, {accounts}) n;
-             INSERT INTO oauth_access_tokens (token, scopes, resource_owner_id)
-               SELECT 'load-{first}-' || n, 'read', {first} + n FROM generate_series(1, {accounts}) n;
-             ANALYZE"
-        ));
+        let accounts = world.accounts(accounts);
         let publisher = world.redis.client();
-        Town { world, first, number: BASE, publisher, pad: "x".repeat(bytes.saturating_sub(1100)) }
+        Town { world, accounts, number: BASE, publisher, pad: "x".repeat(bytes.saturating_sub(1100)) }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -58,11 +50,6 @@ impl Town {
 
     pub fn pid(&self) -> u32 {
         self.world.server.pid()
-    }
-
-    /// The `n`-th account's channel of `user`.
-    fn home(&self, n: u64) -> String {
-        format!("timeline:{}", self.first + n)
     }
 
     /// PostgreSQL's process.
@@ -81,20 +68,13 @@ impl Town {
     /// The connection of the `n`-th account.
     pub fn plan(&self, n: u64, stream: Stream, framing: Framing) -> Plan {
         let number = if stream == Stream::Shared { 1 } else { n };
-        let bearer = format!("Bearer load-{}-{number}", self.first);
+        let bearer = format!("Bearer {}", self.accounts.token(number));
         let name = if stream == Stream::User { "user" } else { "public:local" };
         let request = if framing == Framing::WebSocket {
-            let upgrade = [
-                ("Authorization", bearer.as_str()),
-                ("Connection", "Upgrade"),
-                ("Upgrade", "websocket"),
-                ("Sec-WebSocket-Version", "13"),
-                ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
-            ];
-            http::request("GET", &format!("/api/v1/streaming?stream={name}"), &upgrade)
+            upgrade(&format!("/api/v1/streaming?stream={name}"), &[("Authorization", &bearer)])
         } else {
             let path = format!("/api/v1/streaming/{}", name.replace(':', "/"));
-            http::request("GET", &path, &[("Authorization", bearer.as_str())])
+            request("GET", &path, &[("Authorization", bearer.as_str())])
         };
         Plan { request: request.into(), framing, first: self.number }
     }
@@ -107,7 +87,7 @@ impl Town {
     /// A status as Rails publishes it; the number is its id. The event is one that
     /// passes public channels unasked: what audiences cost is the audience bench's matter.
     pub fn message(&self, number: u64) -> String {
-        let mut status = crate::support::posts::status(number, self.first);
+        let mut status = crate::support::posts::status(number, self.accounts.id(1));
         status["content"] = format!("<p>{}</p>", self.pad).into();
         // The id comes first, as in Rails' own.
         let text = status.to_string();
@@ -139,7 +119,7 @@ impl Town {
             let mut commands = Vec::new();
             let part = from..=(from + 499).min(accounts);
             for n in part.clone() {
-                commands.extend(encode(&["PUBLISH", &self.home(n), &message]));
+                commands.extend(encode(&["PUBLISH", &self.accounts.home(n), &message]));
             }
             self.publisher.send(&commands);
             for _ in part {
@@ -152,13 +132,13 @@ impl Town {
     pub fn publish_to(&mut self, readers: &Readers, n: u64, number: u64) {
         readers.sending(number);
         let message = self.message(number);
-        let home = self.home(n);
+        let home = self.accounts.home(n);
         self.publisher.publish(&home, &message);
     }
 
     /// Publishes on the account's system channel an event that no server knows.
     pub fn publish_ignored(&mut self, n: u64, count: u64, bytes: usize) {
-        let channel = format!("timeline:system:{}", self.first + n);
+        let channel = format!("timeline:system:{}", self.accounts.id(n));
         let message = format!("{{\"event\":\"unknown\",\"payload\":\"{}\"}}", "x".repeat(bytes - 34));
         let commands = encode(&["PUBLISH", &channel, &message]).repeat(50);
         for _ in 0..count / 50 {

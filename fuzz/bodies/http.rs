@@ -5,7 +5,6 @@
 //! The input plays the client, this file the ingest. Input: a byte that chooses the splits, one for what the
 //! ingest answers, then the bytes.
 
-use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -16,6 +15,7 @@ use tidegate::core::mailbox::Mailbox;
 use tidegate::core::stream::Scopes;
 use tidegate::door::{Door, MemoryDirectory, Pages, Peer, Setup, Token, serve_one};
 use tidegate::limits::Limits;
+use tidegate::reactor::Socket;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
@@ -124,7 +124,7 @@ impl Client {
 }
 
 struct Ingest {
-    commands: Arc<Mailbox<Command<Fake>>>,
+    commands: Arc<Mailbox<Command<Socket>>>,
     answer: u8,
     held: Vec<u64>,
     unanswered: Vec<Reply>,
@@ -251,37 +251,5 @@ fn accounts() -> MemoryDirectory {
         ]
         .into(),
         lists: [(1, 77)].into(),
-    }
-}
-
-/// A client's socket as a reactor would hold it.
-#[derive(Debug)]
-enum Fake {
-    Tcp(std::net::TcpStream),
-    Unix(std::os::unix::net::UnixStream),
-}
-
-impl From<std::net::TcpStream> for Fake {
-    fn from(socket: std::net::TcpStream) -> Fake {
-        Fake::Tcp(socket)
-    }
-}
-
-impl From<std::os::unix::net::UnixStream> for Fake {
-    fn from(socket: std::os::unix::net::UnixStream) -> Fake {
-        Fake::Unix(socket)
-    }
-}
-
-impl Write for Fake {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        match self {
-            Fake::Tcp(socket) => socket.write(bytes),
-            Fake::Unix(socket) => socket.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
     }
 }

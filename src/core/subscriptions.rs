@@ -30,8 +30,11 @@ use smallvec::SmallVec;
 use crate::core::handover::{HoldError, Ticket};
 use crate::core::stream::Channel;
 
+mod state;
 #[cfg(test)]
 mod tests;
+
+use state::{ALONE, ASKED, PRESENT, REFUSED, RESUMING, SENT, State, UNSENT};
 
 /// How many reactors there can be: the bits of a channel's mask.
 pub const REACTORS_MAX: usize = u16::BITS as usize;
@@ -70,31 +73,6 @@ enum Link {
     Live,
 }
 
-#[derive(Clone, Copy, Default, Debug)]
-struct State {
-    refs: u32,
-    reactors: u16,
-    in_flight: u8,
-    flags: u8,
-}
-
-const _: () = assert!(std::mem::size_of::<(Channel, State)>() == 24);
-
-/// The last command sent for this channel was SUBSCRIBE.
-const SENT: u8 = 1;
-/// It stands in the list of channels to send.
-const UNSENT: u8 = 2;
-/// Its presence key is set.
-const PRESENT: u8 = 4;
-/// It stands in the list of keys to set.
-const ASKED: u8 = 8;
-/// Referenced when the connection was made, and not yet back.
-const RESUMING: u8 = 16;
-/// Redis will not have it, so it is not sent again until somebody asks for it.
-const REFUSED: u8 = 32;
-/// Refused together with others: sent on its own next time, to find out which one it was.
-const ALONE: u8 = 64;
-
 /// More commands in flight for one channel wait for a reply first.
 const IN_FLIGHT_MAX: u8 = u8::MAX;
 const UNSET_CLEAN_MIN: usize = 1024;
@@ -111,20 +89,6 @@ struct Open<R> {
     /// None when it was answered.
     reply: Option<R>,
     killed: bool,
-}
-
-impl State {
-    fn has(self, flag: u8) -> bool {
-        self.flags & flag != 0
-    }
-
-    fn wanted(self) -> bool {
-        self.refs > 0 && !self.has(REFUSED)
-    }
-
-    fn is_ready(self, channel: &Channel) -> bool {
-        self.refs > 0 && self.has(SENT) && self.in_flight == 0 && (channel.is_system() || self.has(PRESENT))
-    }
 }
 
 impl<R> Default for Subscriptions<R> {

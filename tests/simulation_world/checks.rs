@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tidegate::core::relay::Relay;
 
+use super::client::Pipe;
 use super::{HIGH_BYTES, MESSAGE_BYTES_MAX, World};
 
 impl World {
@@ -33,34 +34,17 @@ impl World {
         if !self.connected {
             self.regain_redis();
         }
-        for model in self.models.values() {
-            model.pipe().appetite(usize::MAX);
-        }
-        for _ in 0..600 {
-            self.now += Duration::from_millis(50);
-            self.redis_works();
-            self.ingest();
-            self.work_tickets();
-            for reactor in 0..self.relays.len() {
-                self.turn(reactor);
-            }
-            for model in self.models.values() {
-                model.pipe().appetite(usize::MAX);
-            }
-            self.check();
-        }
+        self.steps(600, |pipe| pipe.appetite(usize::MAX));
         for (key, model) in &self.models {
             assert!(!model.is_open() || model.owes_nothing(), "client {key} lacks messages: {model:?}");
         }
         assert_eq!(self.gate.held_bytes(), 0, "everything was delivered, and bytes are held");
     }
 
-    /// Everyone leaves: nothing stays behind.
-    pub(super) fn farewell(&mut self) {
-        for model in self.models.values() {
-            model.pipe().leave();
-        }
-        for _ in 0..400 {
+    /// So many steps of 50 ms in which everything works and every client, newcomers too, does this.
+    fn steps(&mut self, count: u32, act: impl Fn(&Pipe)) {
+        self.models.values().for_each(|model| act(&model.pipe()));
+        for _ in 0..count {
             self.now += Duration::from_millis(50);
             self.redis_works();
             self.ingest();
@@ -68,11 +52,14 @@ impl World {
             for reactor in 0..self.relays.len() {
                 self.turn(reactor);
             }
-            for model in self.models.values() {
-                model.pipe().leave();
-            }
+            self.models.values().for_each(|model| act(&model.pipe()));
             self.check();
         }
+    }
+
+    /// Everyone leaves: nothing stays behind.
+    pub(super) fn farewell(&mut self) {
+        self.steps(400, Pipe::leave);
         assert!(self.relays.iter().all(Relay::is_empty), "clients stay");
         assert_eq!(self.subscriptions.referenced(), 0, "references stay");
         assert_eq!(self.redis.subscribed(), 0, "Redis is still subscribed to");

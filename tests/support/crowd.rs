@@ -9,6 +9,7 @@ use mio::{Events, Interest, Poll, Token};
 
 use super::http::request;
 use super::ws::RawWs;
+use super::ws::upgrade;
 
 /// First bytes of whole frames.
 const PING: u8 = 0x89;
@@ -39,14 +40,7 @@ impl Client {
         let request = if let Some(path) = path {
             request("GET", path, &[("Authorization", bearer.as_str())])
         } else {
-            let upgrade = [
-                ("Authorization", bearer.as_str()),
-                ("Connection", "Upgrade"),
-                ("Upgrade", "websocket"),
-                ("Sec-WebSocket-Version", "13"),
-                ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
-            ];
-            request("GET", "/api/v1/streaming?stream=user", &upgrade)
+            upgrade("/api/v1/streaming?stream=user", &[("Authorization", &bearer)])
         };
         let socket = TcpStream::connect(server).unwrap();
         Client {
@@ -125,7 +119,7 @@ impl Client {
 }
 
 /// A frame's length, and the part that may hold a message.
-fn frame(bytes: &[u8]) -> Option<(usize, &[u8])> {
+pub fn frame(bytes: &[u8]) -> Option<(usize, &[u8])> {
     let (head, length) = match *bytes.get(1)? {
         126 => (4, usize::from(u16::from_be_bytes([*bytes.get(2)?, *bytes.get(3)?]))),
         127 => (10, u64::from_be_bytes(bytes.get(2..10)?.try_into().ok()?) as usize),

@@ -28,6 +28,28 @@ pub struct Viewer {
     db: Arc<Database>,
 }
 
+/// Many accounts of this instance, numbered from 1, each with a user and a token for `read`.
+#[derive(Clone, Copy)]
+pub struct Accounts {
+    /// One less than the first one's id.
+    pub before: u64,
+}
+
+impl Accounts {
+    pub fn id(self, n: u64) -> u64 {
+        self.before + n
+    }
+
+    pub fn token(self, n: u64) -> String {
+        format!("token-{}", self.id(n))
+    }
+
+    /// The channel of the `n`-th one's home timeline.
+    pub fn home(self, n: u64) -> String {
+        format!("timeline:{}", self.id(n))
+    }
+}
+
 /// Ids as Mastodon makes them: too large for a floating-point number to hold exactly.
 pub fn fresh_id() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -121,6 +143,23 @@ impl World {
         let sql = "INSERT INTO accounts (id, username) VALUES ($1, $2)";
         self.db.rows(sql, &[&(account as i64), &format!("u{account}")]);
         account
+    }
+
+    /// So many accounts with tokens, made at once.
+    pub fn accounts(&self, count: u64) -> Accounts {
+        // Apart from all ids made one by one, and from each other: several worlds may share a database.
+        static MADE: AtomicU64 = AtomicU64::new(0);
+        let before = 109_601_234_567_890_000 + MADE.fetch_add(count, Ordering::Relaxed);
+        self.db.run(&format!(
+            "CREATE TEMPORARY TABLE made AS SELECT {before} + n AS id FROM generate_series(1, {count}) n;
+             INSERT INTO accounts (id, username) SELECT id, 'c' || id FROM made;
+             INSERT INTO users (id, account_id, email) SELECT id, id, 'c' || id || '@social.example' FROM made;
+             INSERT INTO oauth_access_tokens (token, scopes, resource_owner_id)
+               SELECT 'token-' || id, 'read', id FROM made;
+             DROP TABLE made;
+             ANALYZE"
+        ));
+        Accounts { before }
     }
 
     fn token_for(&self, account: u64, scopes: &str) -> Viewer {

@@ -226,16 +226,17 @@ pub struct RawWs {
     pub connection: Connection,
 }
 
+/// What asks for a WebSocket, besides a token.
+pub const UPGRADE: [(&str, &str); 4] = [
+    ("Connection", "Upgrade"),
+    ("Upgrade", "websocket"),
+    ("Sec-WebSocket-Version", "13"),
+    ("Sec-WebSocket-Key", KEY),
+];
+
 /// The request that opens a WebSocket.
 pub fn upgrade(path: &str, headers: &[(&str, &str)]) -> String {
-    let mut all = vec![
-        ("Connection", "Upgrade"),
-        ("Upgrade", "websocket"),
-        ("Sec-WebSocket-Version", "13"),
-        ("Sec-WebSocket-Key", KEY),
-    ];
-    all.extend_from_slice(headers);
-    super::http::request("GET", path, &all)
+    super::http::request("GET", path, &[&UPGRADE[..], headers].concat())
 }
 
 impl RawWs {

@@ -430,6 +430,17 @@ fn newcomers_wait_until_everything_is_back() {
 }
 
 #[test]
+fn the_memory_of_a_rush_comes_back_with_its_last_ticket() {
+    let mut table: Subscriptions<()> = Subscriptions::default();
+    table.connected();
+    (0..5000).for_each(|n| table.hold(n, held(&[Channel::Account(n)]), ()));
+    assert!(table.tickets.capacity() >= 5000 && table.waiting.capacity() >= 5000);
+    (0..5000).for_each(|n| table.cancel(n));
+    let left = (table.tickets.capacity(), table.waiting.capacity());
+    assert!(left.0 < 500 && left.1 < 500, "{left:?}");
+}
+
+#[test]
 fn keys_that_cannot_be_set_do_not_pile_up() {
     let mut table: Subscriptions<()> = Subscriptions::default();
     table.connected();

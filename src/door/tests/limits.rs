@@ -1,6 +1,6 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::*;
 
@@ -112,6 +112,17 @@ async fn the_longest_unidentified_makes_room() {
     assert_eq!(world.door.counters().refused(Reason::Evicted), 1);
     (held.reply)(Ok(()));
     world.attached().await;
+}
+
+#[tokio::test]
+async fn nobody_makes_room_before_a_second_has_passed() {
+    let world = World::with(|setup| setup.limits.door_connections_max = 1);
+    let began = Instant::now();
+    let mut idle = world.connect().await;
+    // The newcomer's turn comes when the other's second is over, whose request might have been on its way.
+    world.ask(&get("/api/v1/streaming/health")).await.is_web("200 OK");
+    assert!(began.elapsed() >= crate::limits::DOOR_GRACE, "{:?}", began.elapsed());
+    assert_eq!(idle.read_to_end(&mut Vec::new()).await.unwrap_or(0), 0);
 }
 
 #[tokio::test]
