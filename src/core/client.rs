@@ -21,7 +21,7 @@ use crate::core::handover::{ClientId, Viewer};
 use crate::core::log::Place;
 use crate::core::session::{Bucket, StreamRequest};
 use crate::core::stream::{Channel, Channels, Id, Param, Scopes, Stream, StreamKind};
-use crate::core::table::SubIndex;
+use crate::core::table::{SYSTEM, SubIndex};
 use crate::proto::ws;
 
 /// A client's connection, as far as decisions need it. Non-blocking.
@@ -260,17 +260,23 @@ impl<S> Client<S> {
         ]
     }
 
-    /// By which subscription, and by which of its channels, the client is subscribed to `channel`.
-    pub fn leg(&self, channel: &Channel) -> Option<(SubIndex, u8)> {
-        for (sub, subscription) in self.subs.iter().enumerate() {
-            for (leg, candidate) in subscription.channels(self.account, self.scopes).iter().enumerate() {
-                if candidate == channel {
-                    return Some((sub as SubIndex, leg as u8));
-                }
-            }
+    /// The channel of a membership of this client.
+    pub fn channel(&self, sub: SubIndex, leg: u8) -> Option<Channel> {
+        if sub == SYSTEM {
+            let [token, account] = self.system_channels();
+            return if leg == 0 { token } else { account };
         }
-        let leg = self.system_channels().iter().position(|system| system.as_ref() == Some(channel))?;
-        Some((crate::core::table::SYSTEM, leg as u8))
+        let subscription = self.subs.get(usize::from(sub))?;
+        subscription.channels(self.account, self.scopes).into_iter().nth(usize::from(leg))
+    }
+
+    /// Where that membership's slot in the table is kept.
+    pub fn slot(&mut self, sub: SubIndex, leg: u8) -> Option<&mut u32> {
+        let slots = match sub {
+            SYSTEM => &mut self.system_slots,
+            _ => &mut self.subs.get_mut(usize::from(sub))?.slots,
+        };
+        slots.get_mut(usize::from(leg))
     }
 }
 

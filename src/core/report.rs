@@ -123,26 +123,25 @@ pub struct ReactorReport {
 impl ReactorReport {
     /// Makes a report on the reactor's thread. `channels` is every channel of its table with its number of
     /// clients, `laggards` every client that is not caught up; neither is begun unless it is wanted.
-    pub fn gather<'a>(
+    pub fn gather(
         reactor: u16,
         wanted: Wanted,
         counters: &ReactorCounters,
-        channels: impl IntoIterator<Item = (&'a Channel, u32)>,
+        channels: impl IntoIterator<Item = (Channel, u32)>,
         laggards: impl IntoIterator<Item = Laggard>,
     ) -> ReactorReport {
         let mut report = ReactorReport { reactor, ledger: counters.ledger(), ..ReactorReport::default() };
         if wanted.channels > 0 {
             let mut top = Top::new(wanted.channels);
             for (channel, clients) in channels {
-                let group = ChannelGroup::of(channel);
+                let group = ChannelGroup::of(&channel);
                 report.groups[group as usize] += u64::from(clients);
                 if channel.is_filtered() {
                     top.push(u64::from(clients), (channel, clients));
                 }
             }
             report.more_channels = top.left_out();
-            report.channels =
-                top.finish().into_iter().map(|(channel, clients)| (channel.clone(), clients)).collect();
+            report.channels = top.finish();
         }
         if wanted.laggards > 0 {
             let mut top = Top::new(wanted.laggards);
@@ -228,7 +227,7 @@ mod tests {
             1,
             Wanted { channels: 3, laggards: 2 },
             &counters,
-            table.iter().map(|(channel, clients)| (channel, *clients)),
+            table,
             (0..100).map(|index| laggard(index, u64::from(index) * 7 % 100)),
         );
         assert_eq!(report.channels.iter().map(|entry| entry.1).collect::<Vec<_>>(), [200, 190, 180]);
@@ -241,7 +240,7 @@ mod tests {
 
     #[test]
     fn what_is_not_wanted_is_not_looked_at() {
-        let never = std::iter::from_fn(|| -> Option<(&Channel, u32)> { panic!("the table was walked") });
+        let never = std::iter::from_fn(|| -> Option<(Channel, u32)> { panic!("the table was walked") });
         let nobody = std::iter::from_fn(|| -> Option<Laggard> { panic!("clients were walked") });
         let counters = ReactorCounters::default();
         let report = ReactorReport::gather(0, Wanted::default(), &counters, never, nobody);

@@ -95,7 +95,7 @@ impl Sources for Fake {
                     reactor as u16,
                     probe.wanted(),
                     &self.reactors[reactor],
-                    self.channels.iter().map(|(channel, clients)| (channel, *clients)),
+                    self.channels.iter().cloned(),
                     (reactor == 0).then_some(laggard),
                 );
                 probe.answer(report);

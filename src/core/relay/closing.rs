@@ -14,7 +14,6 @@ use super::{Relay, Socket, Timer, timer_key, wire};
 use crate::core::client::{Flags, Phase};
 use crate::core::counters::{CloseReason, add, set, sub};
 use crate::core::stream::Channel;
-use crate::core::table::Found;
 use crate::limits::LINGER;
 use crate::proto::ws;
 
@@ -238,12 +237,7 @@ impl<S: Socket> Relay<S> {
 
     /// A message of this channel was too long to relay: its clients are told of the gap.
     pub(super) fn channel_gap(&mut self, channel: &Channel, now: Duration) {
-        let members: Vec<u32> = match self.table.find(channel) {
-            None => return,
-            Some(Found::One(client)) => vec![client],
-            Some(Found::Crowd(members)) => members.iter().map(|member| member.client).collect(),
-        };
-        for index in members {
+        for index in self.subscribers(channel) {
             self.write(index, now);
             self.close(index, CloseReason::Gap, now);
         }

@@ -1,72 +1,66 @@
 //! Joining and leaving channels.
 
+use slab::Slab;
+
 use super::{Relay, Socket};
 use crate::core::client::Client;
 use crate::core::handover::NewSubscription;
 use crate::core::stream::Channel;
 use crate::core::table::{Member, Moved, SYSTEM, SubIndex};
 
+/// Which channel a membership is of: what the table asks. A client's subscriptions are in its list before they
+/// are in the table, and out of the table before they are out of the list.
+pub(super) fn channel_of<S>(clients: &Slab<Client<S>>, member: Member) -> Channel {
+    let channel =
+        clients.get(member.client as usize).and_then(|client| client.channel(member.sub, member.leg));
+    debug_assert!(channel.is_some(), "{member:?} is in the table and has no channel");
+    channel.unwrap_or(Channel::System(0))
+}
+
 impl<S: Socket> Relay<S> {
-    /// Adds a membership of a system channel and notes its slot.
+    /// Adds a membership.
     pub(super) fn enter(&mut self, index: u32, channel: &Channel, sub: SubIndex, leg: u8) {
-        let slot = self.enter_slot(index, channel, sub, leg);
-        if let Some(client) = self.clients.get_mut(index as usize) {
-            client.system_slots[usize::from(leg)] = slot;
-        }
-    }
-
-    /// Adds a membership and returns its slot.
-    pub(super) fn enter_slot(&mut self, index: u32, channel: &Channel, sub: SubIndex, leg: u8) -> u32 {
         let clients = &self.clients;
-        self.table.insert(channel, Member { client: index, sub, leg }, |alone| {
-            let (sub, leg) =
-                clients.get(alone as usize).and_then(|client| client.leg(channel)).unwrap_or((SYSTEM, 0));
-            Member { client: alone, sub, leg }
-        })
+        let member = Member { client: index, sub, leg };
+        let slot = self.table.insert(channel, member, |member| channel_of(clients, member));
+        self.note_slot(Moved { member, slot });
     }
 
-    fn leave_slot(&mut self, channel: &Channel, slot: u32) {
-        let Some(Moved { member, slot }) = self.table.remove(channel, slot) else { return };
+    fn note_slot(&mut self, Moved { member, slot }: Moved) {
         let Some(client) = self.clients.get_mut(member.client as usize) else { return };
-        if member.sub == SYSTEM {
-            client.system_slots[usize::from(member.leg)] = slot;
-        } else if let Some(subscription) = client.subs.get_mut(usize::from(member.sub)) {
-            subscription.slots[usize::from(member.leg)] = slot;
+        if let Some(place) = client.slot(member.sub, member.leg) {
+            *place = slot;
         }
+    }
+
+    /// Takes a membership out of the table and gives the reference back to the ingest.
+    fn exit(&mut self, index: u32, channel: Channel, sub: SubIndex, leg: u8) {
+        let Some(client) = self.clients.get_mut(index as usize) else { return };
+        let account = client.account;
+        let Some(slot) = client.slot(sub, leg).copied() else { return };
+        let (clients, member) = (&self.clients, Member { client: index, sub, leg });
+        let moved = self.table.remove(&channel, member, slot, |member| channel_of(clients, member));
+        if let Some(moved) = moved {
+            self.note_slot(moved);
+        }
+        self.release(channel, account);
     }
 
     /// Takes the client out of all its channels and gives the references back to the ingest. What it is
     /// still owed must be settled before.
     pub(super) fn leave_all(&mut self, index: u32) {
-        let Some(client) = self.clients.get_mut(index as usize) else { return };
-        let subs = std::mem::take(&mut client.subs);
-        let (account, scopes, transport) = (client.account, client.scopes, client.transport);
-        let (system, system_slots) = (client.system_channels(), client.system_slots);
-        // A later membership of this client may take the slot of an earlier one: the slots move on here.
+        let Some(client) = self.clients.get(index as usize) else { return };
         let mut memberships: Vec<(Channel, SubIndex, u8)> = Vec::new();
-        for (sub, subscription) in subs.iter().enumerate() {
-            self.counters.subscription_ended(transport, subscription.kind());
-            for (leg, channel) in subscription.channels(account, scopes).into_iter().enumerate() {
-                memberships.push((channel, sub as SubIndex, leg as u8));
-            }
+        for (sub, subscription) in client.subs.iter().enumerate() {
+            self.counters.subscription_ended(client.transport, subscription.kind());
+            let channels = subscription.channels(client.account, client.scopes);
+            memberships.extend((0..).zip(channels).map(|(leg, channel)| (channel, sub as SubIndex, leg)));
         }
-        if let Some(client) = self.clients.get_mut(index as usize) {
-            client.subs = subs;
+        for (leg, channel) in (0..).zip(client.system_channels()) {
+            memberships.extend(channel.map(|channel| (channel, SYSTEM, leg)));
         }
         for (channel, sub, leg) in memberships {
-            let slot = self
-                .clients
-                .get(index as usize)
-                .and_then(|client| client.subs.get(usize::from(sub)))
-                .map_or(0, |subscription| subscription.slots[usize::from(leg)]);
-            self.leave_slot(&channel, slot);
-            self.release(channel, account);
-        }
-        for (leg, channel) in system.into_iter().enumerate() {
-            if let Some(channel) = channel {
-                self.leave_slot(&channel, system_slots[leg]);
-                self.release(channel, account);
-            }
+            self.exit(index, channel, sub, leg);
         }
         if let Some(client) = self.clients.get_mut(index as usize) {
             client.subs = Default::default();
@@ -75,19 +69,11 @@ impl<S: Socket> Relay<S> {
 
     /// Ends one subscription. What it is still owed must be settled before.
     pub(super) fn leave(&mut self, index: u32, sub: SubIndex) {
-        let Some(client) = self.clients.get_mut(index as usize) else { return };
-        let (account, scopes, transport) = (client.account, client.scopes, client.transport);
+        let Some(client) = self.clients.get(index as usize) else { return };
         let Some(subscription) = client.subs.get(usize::from(sub)) else { return };
-        let (kind, channels) = (subscription.kind(), subscription.channels(account, scopes));
-        self.counters.subscription_ended(transport, kind);
-        for (leg, channel) in channels.into_iter().enumerate() {
-            let slot = self
-                .clients
-                .get(index as usize)
-                .and_then(|client| client.subs.get(usize::from(sub)))
-                .map_or(0, |subscription| subscription.slots[leg]);
-            self.leave_slot(&channel, slot);
-            self.release(channel, account);
+        self.counters.subscription_ended(client.transport, subscription.kind());
+        for (leg, channel) in (0..).zip(subscription.channels(client.account, client.scopes)) {
+            self.exit(index, channel, sub, leg);
         }
         let Some(client) = self.clients.get_mut(index as usize) else { return };
         client.subs.remove(usize::from(sub));
@@ -95,21 +81,13 @@ impl<S: Socket> Relay<S> {
             client.sub_at -= 1;
         }
         // Those behind it move up; the table hears of it.
-        let moved_up: Vec<(Channel, u32, SubIndex)> = Self::numbered_from(client, sub);
-        for (channel, slot, sub) in moved_up {
-            self.table.renumber(&channel, slot, sub);
-        }
-    }
-
-    fn numbered_from(client: &Client<S>, first: SubIndex) -> Vec<(Channel, u32, SubIndex)> {
-        let mut all = Vec::new();
-        for (sub, subscription) in client.subs.iter().enumerate().skip(usize::from(first)) {
-            for (leg, channel) in subscription.channels(client.account, client.scopes).into_iter().enumerate()
-            {
-                all.push((channel, subscription.slots[leg], sub as SubIndex));
+        for (sub, subscription) in client.subs.iter().enumerate().skip(usize::from(sub)) {
+            let (old, new) = (sub as SubIndex + 1, sub as SubIndex);
+            for (leg, channel) in (0..).zip(subscription.channels(client.account, client.scopes)) {
+                let member = Member { client: index, sub: old, leg };
+                self.table.renumber(&channel, member, subscription.slots[usize::from(leg)], new);
             }
         }
-        all
     }
 
     /// References of a subscription that no client here will have.

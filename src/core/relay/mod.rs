@@ -183,7 +183,9 @@ impl<S: Socket> Relay<S> {
     }
 
     fn event(&mut self, event: Arc<Event>, now: Duration) {
-        let Some(found) = self.table.find(event.channel()) else { return };
+        let clients = &self.clients;
+        let found = self.table.find(event.channel(), |member| membership::channel_of(clients, member));
+        let Some(found) = found else { return };
         let seq = event.position().seq;
         let asks = event.needs_audience();
         let place = self.log.next_place();
@@ -209,20 +211,9 @@ impl<S: Socket> Relay<S> {
                 self.dirty.push(index);
             }
         };
-        match found {
-            Found::One(index) => {
-                if let Some(client) = self.clients.get_mut(index as usize)
-                    && let Some((sub, _)) = client.leg(event.channel())
-                {
-                    offer(client, index, sub);
-                }
-            }
-            Found::Crowd(members) => {
-                for member in members {
-                    if let Some(client) = self.clients.get_mut(member.client as usize) {
-                        offer(client, member.client, member.sub);
-                    }
-                }
+        for member in found.members() {
+            if let Some(client) = self.clients.get_mut(member.client as usize) {
+                offer(client, member.client, member.sub);
             }
         }
         add(&self.counters.owed, owed);
@@ -233,16 +224,17 @@ impl<S: Socket> Relay<S> {
     }
 
     fn kill(&mut self, channel: &Channel, now: Duration) {
-        let killed: Vec<u32> = match self.table.find(channel) {
-            None => return,
-            Some(Found::One(client)) => vec![client],
-            Some(Found::Crowd(members)) => members.iter().map(|member| member.client).collect(),
-        };
-        for index in killed {
+        for index in self.subscribers(channel) {
             // What was published before the kill goes out first, if the socket takes it.
             self.write(index, now);
             self.close(index, CloseReason::Killed, now);
         }
+    }
+
+    /// The clients of that channel; one that has several subscriptions of it comes as often.
+    fn subscribers(&self, channel: &Channel) -> Vec<u32> {
+        let found = self.table.find(channel, |member| membership::channel_of(&self.clients, member));
+        found.into_iter().flat_map(Found::members).map(|member| member.client).collect()
     }
 
     fn arrive(&mut self, newcomer: NewClient<S>, seq: u64, now: Duration) {
@@ -509,16 +501,9 @@ impl<S: Socket> Relay<S> {
         let sub = client.subs.len() as u16;
         let transport = client.transport;
         self.counters.subscription_opened(transport, new.stream.kind);
-        // The table is told first: it asks who was alone in the channel, and that must be an earlier one.
-        let mut subscription = Subscription::new(new.stream, seq);
-        for (leg, channel) in new.channels.iter().enumerate() {
-            let slot = self.enter_slot(index, channel, sub, leg as u8);
-            if let Some(place) = subscription.slots.get_mut(leg) {
-                *place = slot;
-            }
-        }
-        if let Some(client) = self.clients.get_mut(index as usize) {
-            client.subs.push(subscription);
+        client.subs.push(Subscription::new(new.stream, seq));
+        for (leg, channel) in (0..).zip(&new.channels) {
+            self.enter(index, channel, sub, leg);
         }
     }
 }

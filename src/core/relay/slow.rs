@@ -80,7 +80,8 @@ impl<S: Socket> Relay<S> {
     /// Answers a question about this reactor's clients.
     pub(super) fn probe(&mut self, probe: Probe, now: Duration) {
         self.tidy_lagging();
-        let channels = self.table.channels().map(|(channel, count)| (channel, count as u32));
+        let names = |member| super::membership::channel_of(&self.clients, member);
+        let channels = self.table.channels(names).map(|(channel, count)| (channel, count as u32));
         let laggards = self.lagging.iter().filter_map(|index| {
             let client = self.clients.get(*index as usize)?;
             (client.phase == Phase::Open).then(|| self.laggard(*index, client, now))
