@@ -152,6 +152,42 @@ impl Channel {
         }
     }
 
+    /// The channel as one word, where it fits: a kind and an id, or which public channel. Hashtags don't, nor do
+    /// ids of more than 61 bits, which no Mastodon makes before the year 3000. Different channels have different
+    /// words.
+    pub fn packed(&self) -> Option<u64> {
+        let (kind, id) = match self {
+            Channel::Account(id) => (0, *id),
+            Channel::Notifications(id) => (1, *id),
+            Channel::Direct(id) => (2, *id),
+            Channel::List(id) => (3, *id),
+            Channel::AccessToken(id) => (4, *id),
+            Channel::System(id) => (5, *id),
+            Channel::Public { origin, media } => (6, (*origin as u64) << 1 | u64::from(*media)),
+            Channel::Hashtag { .. } => return None,
+        };
+        (id < 1 << PACKED_ID_BITS).then_some(kind << PACKED_ID_BITS | id)
+    }
+
+    /// The channel of that word; none if [`packed`](Self::packed) makes no such word.
+    pub fn unpacked(word: u64) -> Option<Channel> {
+        let id = word & ((1 << PACKED_ID_BITS) - 1);
+        Some(match word >> PACKED_ID_BITS {
+            0 => Channel::Account(id),
+            1 => Channel::Notifications(id),
+            2 => Channel::Direct(id),
+            3 => Channel::List(id),
+            4 => Channel::AccessToken(id),
+            5 => Channel::System(id),
+            6 => {
+                let origin =
+                    [Origin::Any, Origin::Local, Origin::Remote].get(usize::try_from(id >> 1).ok()?)?;
+                Channel::Public { origin: *origin, media: id & 1 == 1 }
+            }
+            _ => return None,
+        })
+    }
+
     /// Whether `update` and `status.update` on this channel are filtered for each viewer here
     /// (public and hashtag channels; Rails filters the others).
     pub fn is_filtered(&self) -> bool {
@@ -163,6 +199,9 @@ impl Channel {
         matches!(self, Channel::AccessToken(_) | Channel::System(_))
     }
 }
+
+/// Bits of an id in a packed channel; the kind has the others.
+const PACKED_ID_BITS: u32 = 61;
 
 /// An id as it stands in a channel's name: positive, decimal, no sign and no leading zero.
 fn parse_id(text: &str) -> Option<Id> {
@@ -414,6 +453,23 @@ mod tests {
         Stream { kind, allow_local_only: false, param, spelling: None }
     }
 
+    fn any_channel() -> impl Strategy<Value = Channel> {
+        let id = prop_oneof![1..5u64, any::<u64>(), ((1u64 << 61) - 2)..((1 << 61) + 2)];
+        (id, 0..8).prop_map(|(id, kind)| match kind {
+            0 => Channel::Account(id),
+            1 => Channel::Notifications(id),
+            2 => Channel::Direct(id),
+            3 => Channel::List(id),
+            4 => Channel::AccessToken(id),
+            5 => Channel::System(id),
+            6 => Channel::Public {
+                origin: [Origin::Any, Origin::Local, Origin::Remote][(id % 3) as usize],
+                media: id % 2 == 0,
+            },
+            _ => Channel::Hashtag { tag: tag(&(id % 5).to_string()), local: id % 2 == 0 },
+        })
+    }
+
     #[test]
     fn channels_have_the_names_that_rails_publishes_to() {
         use Channel::*;
@@ -537,6 +593,21 @@ mod tests {
         fn known_names_are_canonical(bytes in "timeline:(public|hashtag|[0-9]{0,3}|list)?(:[a-z0-9:]{0,8})?") {
             if let Some(channel) = Channel::parse(bytes.as_bytes()) {
                 prop_assert_eq!(name(&channel), bytes);
+            }
+        }
+
+        #[test]
+        fn a_packed_channel_comes_back(channel in any_channel(), other in any_channel()) {
+            if let Some(word) = channel.packed() {
+                prop_assert_eq!(Channel::unpacked(word), Some(channel.clone()));
+                prop_assert_eq!(other.packed() == Some(word), other == channel);
+            }
+        }
+
+        #[test]
+        fn a_word_is_one_channels(word in any::<u64>()) {
+            if let Some(channel) = Channel::unpacked(word) {
+                prop_assert_eq!(channel.packed(), Some(word));
             }
         }
 

@@ -1,6 +1,6 @@
 //! Which channels are subscribed, for whom, and who waits for that.
 //!
-//! One table, channel → 8 bytes: references, the reactors that have a client on it, how many commands are
+//! One table, channel → 8 bytes (`state`): references, the reactors that have a client on it, how many commands are
 //! in flight, and a few flags. What is wanted (a channel has references) is compared with what was last sent
 //! whenever a batch of commands is taken, so a channel that comes and goes between two batches costs Redis
 //! nothing. Commands and replies pass one ordered connection and each command has one reply per channel:
@@ -34,7 +34,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-use state::{ALONE, ASKED, PRESENT, REFUSED, RESUMING, SENT, State, UNSENT};
+use state::{ALONE, ASKED, PRESENT, REFUSED, RESUMING, SENT, States, UNSENT};
 
 /// How many reactors there can be: the bits of a channel's mask.
 pub const REACTORS_MAX: usize = u16::BITS as usize;
@@ -47,7 +47,7 @@ pub type Held = SmallVec<[Channel; 4]>;
 #[derive(Debug)]
 pub struct Subscriptions<R> {
     link: Link,
-    table: HashMap<Channel, State, RandomState>,
+    table: States,
     referenced: usize,
     tickets: HashMap<Ticket, Open<R>, RandomState>,
     waiting: HashMap<Channel, SmallVec<[Ticket; 2]>, RandomState>,
@@ -61,6 +61,8 @@ pub struct Subscriptions<R> {
     resuming: usize,
     regained: bool,
     finished: Vec<(R, Result<(), HoldError>)>,
+    /// Tells in which part of the table a channel is for [`refresh`](Self::refresh).
+    sharding: RandomState,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -95,7 +97,7 @@ impl<R> Default for Subscriptions<R> {
     fn default() -> Subscriptions<R> {
         Subscriptions {
             link: Link::Away,
-            table: HashMap::default(),
+            table: States::default(),
             referenced: 0,
             tickets: HashMap::default(),
             waiting: HashMap::default(),
@@ -106,6 +108,7 @@ impl<R> Default for Subscriptions<R> {
             resuming: 0,
             regained: false,
             finished: Vec::new(),
+            sharding: RandomState::default(),
         }
     }
 }
@@ -215,7 +218,7 @@ impl<R> Subscriptions<R> {
     }
 
     fn acquire(&mut self, channel: &Channel) -> bool {
-        let state = self.table.entry(channel.clone()).or_default();
+        let state = self.table.get_or_insert(channel);
         if state.refs == 0 {
             self.referenced += 1;
         }
@@ -338,7 +341,7 @@ impl<R> Subscriptions<R> {
                 self.finished.push((reply, Err(HoldError::RedisAway)));
             }
         }
-        self.table.retain(|_, state| {
+        self.table.retain(|state| {
             state.in_flight = 0;
             state.flags = 0;
             state.refs > 0
@@ -360,12 +363,12 @@ impl<R> Subscriptions<R> {
         debug_assert!(self.link == Link::Away);
         self.link = Link::Resuming;
         self.resuming = self.table.len();
-        for (channel, state) in &mut self.table {
+        for (channel, state) in self.table.iter_mut() {
             state.flags = UNSENT | RESUMING;
             self.unsent.push_back(channel.clone());
             if !channel.is_system() {
                 state.flags |= ASKED;
-                self.unset.push_back(channel.clone());
+                self.unset.push_back(channel);
             }
         }
         self.unset_clean_at = UNSET_CLEAN_MIN.max(self.unset.len() * 2);
@@ -519,10 +522,9 @@ impl<R> Subscriptions<R> {
 
     /// Lists the channels of one of `shards` parts of the table whose presence keys are to be set again.
     pub fn refresh(&self, shard: u64, shards: u64, into: &mut Vec<Channel>) {
-        let hasher = self.table.hasher();
-        for (channel, state) in &self.table {
-            if state.has(PRESENT) && hasher.hash_one(channel) % shards.max(1) == shard {
-                into.push(channel.clone());
+        for (channel, state) in self.table.iter() {
+            if state.has(PRESENT) && self.sharding.hash_one(&channel) % shards.max(1) == shard {
+                into.push(channel);
             }
         }
     }
@@ -562,9 +564,7 @@ impl<R> Subscriptions<R> {
         fn sparse(length: usize, capacity: usize) -> bool {
             capacity > 256 && length < capacity / 4
         }
-        if sparse(self.table.len(), self.table.capacity()) {
-            self.table.shrink_to(self.table.len() * 2);
-        }
+        self.table.tidy();
         if sparse(self.tickets.len(), self.tickets.capacity()) {
             self.tickets.shrink_to(self.tickets.len() * 2);
         }

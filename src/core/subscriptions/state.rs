@@ -1,4 +1,8 @@
-//! What is known of a channel that is referenced or in flight: 8 bytes.
+//! What is known of a channel that is referenced or in flight: 8 bytes, and 8 for nearly every channel's name.
+
+use std::collections::HashMap;
+
+use foldhash::fast::RandomState;
 
 use crate::core::stream::Channel;
 
@@ -13,7 +17,7 @@ pub(super) struct State {
     pub flags: u8,
 }
 
-const _: () = assert!(std::mem::size_of::<(Channel, State)>() == 24);
+const _: () = assert!(std::mem::size_of::<(u64, State)>() == 16);
 
 /// The last command sent for this channel was SUBSCRIBE.
 pub(super) const SENT: u8 = 1;
@@ -41,5 +45,74 @@ impl State {
 
     pub fn is_ready(self, channel: &Channel) -> bool {
         self.refs > 0 && self.has(SENT) && self.in_flight == 0 && (channel.is_system() || self.has(PRESENT))
+    }
+}
+
+/// Channel → state. Channels that pack into a word, which are all but hashtags, are kept as words: a third less
+/// for the largest table of this process.
+#[derive(Debug, Default)]
+pub(super) struct States {
+    packed: HashMap<u64, State, RandomState>,
+    others: HashMap<Channel, State, RandomState>,
+}
+
+impl States {
+    pub fn get(&self, channel: &Channel) -> Option<&State> {
+        match channel.packed() {
+            Some(word) => self.packed.get(&word),
+            None => self.others.get(channel),
+        }
+    }
+
+    pub fn get_mut(&mut self, channel: &Channel) -> Option<&mut State> {
+        match channel.packed() {
+            Some(word) => self.packed.get_mut(&word),
+            None => self.others.get_mut(channel),
+        }
+    }
+
+    pub fn get_or_insert(&mut self, channel: &Channel) -> &mut State {
+        match channel.packed() {
+            Some(word) => self.packed.entry(word).or_default(),
+            None => self.others.entry(channel.clone()).or_default(),
+        }
+    }
+
+    pub fn remove(&mut self, channel: &Channel) {
+        match channel.packed() {
+            Some(word) => self.packed.remove(&word),
+            None => self.others.remove(channel),
+        };
+    }
+
+    pub fn len(&self) -> usize {
+        self.packed.len() + self.others.len()
+    }
+
+    pub fn retain(&mut self, mut keep: impl FnMut(&mut State) -> bool) {
+        self.packed.retain(|_, state| keep(state));
+        self.others.retain(|_, state| keep(state));
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (Channel, &State)> {
+        let packed = self.packed.iter().filter_map(|(word, state)| Some((Channel::unpacked(*word)?, state)));
+        packed.chain(self.others.iter().map(|(channel, state)| (channel.clone(), state)))
+    }
+
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (Channel, &mut State)> {
+        let packed =
+            self.packed.iter_mut().filter_map(|(word, state)| Some((Channel::unpacked(*word)?, state)));
+        packed.chain(self.others.iter_mut().map(|(channel, state)| (channel.clone(), state)))
+    }
+
+    /// Gives memory back after a rush.
+    pub fn tidy(&mut self) {
+        fn tidy<K: Eq + std::hash::Hash>(table: &mut HashMap<K, State, RandomState>) {
+            if table.capacity() > 256 && table.len() < table.capacity() / 4 {
+                table.shrink_to(table.len() * 2);
+            }
+        }
+        tidy(&mut self.packed);
+        tidy(&mut self.others);
     }
 }
