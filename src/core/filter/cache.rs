@@ -4,10 +4,11 @@
 //! slot counts its changes, a load remembers the count it began at, and is not kept when that has moved. An
 //! account that nobody watches for is forgotten, since nobody would hear of its changes.
 //!
+//! A slot is part of its owner's record of the viewer; this is the budget that all of them share.
+//!
 //! Bound: all slots and filters together stay under the budget; the least recently used are dropped, and
 //! loaded again when they are needed.
 
-use std::collections::HashMap;
 use std::mem::size_of;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,13 +16,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arc_swap::ArcSwapOption;
 
 use super::Filters;
-use crate::core::stream::Id;
 
-/// The place of one account's filters, shared by all its connections.
-#[derive(Debug, Default)]
+/// The place of one account's filters, shared by all its connections. Made by [`FilterCache::admit`].
+#[derive(Debug)]
 pub struct Slot {
     filters: ArcSwapOption<Filters>,
-    /// Counts `filters_changed`.
+    /// Counts `filters_changed`; [`FORGOTTEN`] at the end.
     generation: AtomicU64,
     /// The cache's turn at which they were last used.
     used: AtomicU64,
@@ -42,23 +42,26 @@ impl Slot {
     }
 }
 
-/// All slots. Owned by the audience stage.
+/// The generation of a slot that takes no more filters.
+const FORGOTTEN: u64 = u64::MAX;
+
+/// The budget of all slots. Owned by the audience stage.
 #[derive(Debug)]
 pub struct FilterCache {
-    slots: HashMap<Id, Arc<Slot>, foldhash::fast::RandomState>,
+    slots: usize,
     budget_bytes: usize,
     held_bytes: usize,
     turn: u64,
     evicted: u64,
 }
 
-/// What a slot costs besides its filters: itself with its counts, and its place in the table.
-const SLOT_BYTES: usize = size_of::<Slot>() + 16 + 2 * size_of::<(Id, Arc<Slot>)>();
+/// What a slot costs besides its filters.
+const SLOT_BYTES: usize = size_of::<Slot>();
 
 impl FilterCache {
     /// An empty cache under that budget.
     pub fn new(budget_bytes: usize) -> FilterCache {
-        FilterCache { slots: HashMap::default(), budget_bytes, held_bytes: 0, turn: 0, evicted: 0 }
+        FilterCache { slots: 0, budget_bytes, held_bytes: 0, turn: 0, evicted: 0 }
     }
 
     /// Begins a turn: what is used from now on is more recent than what was.
@@ -67,43 +70,37 @@ impl FilterCache {
         self.turn
     }
 
-    /// The account's slot, made if need be.
-    pub fn slot(&mut self, account: Id) -> Arc<Slot> {
-        Arc::clone(self.slots.entry(account).or_insert_with(|| {
-            self.held_bytes += SLOT_BYTES;
-            Arc::default()
-        }))
+    /// A slot for one more account. It is to be given to [`forget`](Self::forget) in the end.
+    pub fn admit(&mut self) -> Slot {
+        self.slots += 1;
+        self.held_bytes += SLOT_BYTES;
+        Slot { filters: ArcSwapOption::empty(), generation: AtomicU64::new(0), used: AtomicU64::new(0) }
     }
 
     /// The account's filters changed: they are dropped, and loads on their way are not kept.
-    pub fn changed(&mut self, account: Id) {
-        if let Some(slot) = self.slots.get(&account) {
-            slot.generation.fetch_add(1, Ordering::AcqRel);
-            self.held_bytes -= drop_filters(slot);
-        }
-    }
-
-    /// Everybody's filters may have changed unheard (Redis was away).
-    pub fn all_changed(&mut self) {
-        for slot in self.slots.values() {
-            slot.generation.fetch_add(1, Ordering::AcqRel);
-            self.held_bytes -= drop_filters(slot);
-        }
+    pub fn changed(&mut self, slot: &Slot) {
+        slot.generation.fetch_add(1, Ordering::AcqRel);
+        self.held_bytes -= drop_filters(slot);
     }
 
     /// Nobody watches for that account any more.
-    pub fn forget(&mut self, account: Id) {
-        if let Some(slot) = self.slots.remove(&account) {
-            slot.generation.fetch_add(1, Ordering::AcqRel);
-            self.held_bytes -= drop_filters(&slot) + SLOT_BYTES;
-        }
+    pub fn forget(&mut self, slot: &Slot) {
+        slot.generation.store(FORGOTTEN, Ordering::Release);
+        self.slots -= 1;
+        self.held_bytes -= drop_filters(slot) + SLOT_BYTES;
     }
 
-    /// Keeps filters whose load began at `generation`, unless they have changed since. Others may be dropped
-    /// to stay under the budget.
-    pub fn fill(&mut self, account: Id, slot: &Arc<Slot>, generation: u64, filters: &Arc<Filters>) -> bool {
-        let current = self.slots.get(&account).is_some_and(|kept| Arc::ptr_eq(kept, slot));
-        if !current || slot.generation() != generation {
+    /// Keeps filters whose load began at `generation`, unless they have changed since. Others, of `slots`, may
+    /// be dropped to stay under the budget.
+    pub fn fill<'a>(
+        &mut self,
+        slot: &Slot,
+        generation: u64,
+        filters: &Arc<Filters>,
+        slots: impl Iterator<Item = &'a Slot>,
+    ) -> bool {
+        let now = slot.generation();
+        if now != generation || now == FORGOTTEN {
             return false;
         }
         self.held_bytes -= drop_filters(slot);
@@ -111,7 +108,7 @@ impl FilterCache {
         slot.filters.store(Some(Arc::clone(filters)));
         slot.used.store(self.turn, Ordering::Relaxed);
         if self.held_bytes > self.budget_bytes {
-            self.evict();
+            self.evict(slots);
         }
         true
     }
@@ -123,12 +120,12 @@ impl FilterCache {
 
     /// Accounts with a slot.
     pub fn len(&self) -> usize {
-        self.slots.len()
+        self.slots
     }
 
     /// Whether no account has a slot.
     pub fn is_empty(&self) -> bool {
-        self.slots.is_empty()
+        self.slots == 0
     }
 
     /// How often filters were dropped for the budget.
@@ -138,10 +135,8 @@ impl FilterCache {
 
     /// Drops the least recently used until a tenth of the budget is free, so that this pass over all slots
     /// comes once in many fills.
-    fn evict(&mut self) {
-        let mut by_use: Vec<(u64, &Arc<Slot>)> = self
-            .slots
-            .values()
+    fn evict<'a>(&mut self, slots: impl Iterator<Item = &'a Slot>) {
+        let mut by_use: Vec<(u64, &Slot)> = slots
             .filter(|slot| slot.filters.load().is_some())
             .map(|slot| (slot.used.load(Ordering::Relaxed), slot))
             .collect();

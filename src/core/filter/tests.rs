@@ -143,9 +143,9 @@ fn a_thousand_accounts_with_ten_keywords_take_little_memory() {
     let rows: Vec<FilterRow> =
         (0..10).map(|number| row(1, &format!("keyword number {number}"), true)).collect();
     let mut cache = FilterCache::new(32 << 20);
-    for account in 0..1000 {
-        let slot = cache.slot(account);
-        assert!(cache.fill(account, &slot, slot.generation(), &Arc::new(Filters::compile(&rows))));
+    let slots: Vec<_> = (0..1000).map(|_| cache.admit()).collect();
+    for slot in &slots {
+        assert!(cache.fill(slot, slot.generation(), &Arc::new(Filters::compile(&rows)), slots.iter()));
     }
     assert!(cache.held_bytes() < 2 << 20, "{}", cache.held_bytes());
 }
@@ -154,22 +154,22 @@ fn a_thousand_accounts_with_ten_keywords_take_little_memory() {
 fn a_load_that_began_before_a_change_is_not_kept() {
     let filters = Arc::new(Filters::compile(&[row(1, "a", true)]));
     let mut cache = FilterCache::new(1 << 20);
-    let slot = cache.slot(5);
+    let slot = cache.admit();
     let began = slot.generation();
-    cache.changed(5);
-    assert!(!cache.fill(5, &slot, began, &filters));
+    cache.changed(&slot);
+    assert!(!cache.fill(&slot, began, &filters, [&slot].into_iter()));
     assert!(slot.filters(1).is_none());
-    assert!(cache.fill(5, &slot, slot.generation(), &filters));
+    assert!(cache.fill(&slot, slot.generation(), &filters, [&slot].into_iter()));
     assert!(slot.filters(1).is_some());
-    cache.all_changed();
+    cache.changed(&slot);
     assert!(slot.filters(1).is_none());
     let began = slot.generation();
-    cache.forget(5);
-    let again = cache.slot(5);
-    assert!(!cache.fill(5, &slot, began, &filters));
-    assert!(again.filters(1).is_none());
-    cache.forget(5);
-    assert_eq!(cache.held_bytes(), 0);
+    cache.forget(&slot);
+    for generation in [began, slot.generation()] {
+        assert!(!cache.fill(&slot, generation, &filters, [].into_iter()));
+    }
+    assert!(slot.filters(1).is_none());
+    assert_eq!((cache.held_bytes(), cache.len()), (0, 0));
 }
 
 #[test]
@@ -178,12 +178,11 @@ fn the_least_recently_used_go_first_and_the_budget_holds() {
         (0..10).map(|number| row(1, &format!("keyword number {number}"), true)).collect();
     let filters = Arc::new(Filters::compile(&rows));
     let mut cache = FilterCache::new(64 << 10);
-    let slots: Vec<_> = (0..200).map(|account| cache.slot(account)).collect();
-    for account in 0..200 {
+    let slots: Vec<_> = (0..200).map(|_| cache.admit()).collect();
+    for slot in &slots {
         let turn = cache.next_turn();
         slots[0].filters(turn);
-        let slot = &slots[account as usize];
-        assert!(cache.fill(account, slot, slot.generation(), &filters));
+        assert!(cache.fill(slot, slot.generation(), &filters, slots.iter()));
         assert!(cache.held_bytes() <= 64 << 10);
     }
     assert!(cache.evicted() > 0);

@@ -187,7 +187,9 @@ impl Machine {
                 }
             }
             StageItem::FiltersChanged(account) => {
-                self.cache.changed(account);
+                if let Some(viewer) = self.viewers.get(account) {
+                    self.cache.changed(&viewer.slot);
+                }
                 self.outdate(account);
             }
             StageItem::Event(event, mask) => self.event(event, mask, now, unix_ms),
@@ -205,7 +207,7 @@ impl Machine {
         if event.position().epoch != self.epoch {
             self.epoch = event.position().epoch;
             // What changed while Redis was away was said to nobody.
-            self.cache.all_changed();
+            self.viewers.all().for_each(|viewer| self.cache.changed(&viewer.slot));
             self.questions.values_mut().for_each(|question| question.outdated = true);
         }
         self.last_number += 1;
@@ -375,7 +377,8 @@ impl Machine {
         let mut loaded = Vec::new();
         for load in &ask.loads {
             let filters = reply.filters.remove(&load.viewer.id).unwrap_or_default();
-            self.cache.fill(load.viewer.id, &load.viewer.slot, load.generation, &filters);
+            let slots = self.viewers.all().map(|viewer| &viewer.slot);
+            self.cache.fill(&load.viewer.slot, load.generation, &filters, slots);
             if !filters.is_empty() {
                 loaded.push((load.viewer.id, filters));
             }

@@ -1,12 +1,16 @@
 //! Who watches which filtered channel, and what is known of them.
 
 use std::collections::HashMap;
+use std::hash::BuildHasher;
 use std::mem::size_of;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use foldhash::fast::RandomState;
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 
 use crate::core::event::Asked;
 use crate::core::filter::{FilterCache, Slot};
@@ -18,11 +22,14 @@ use crate::db::feeds::Settings;
 pub(super) struct Viewer {
     pub(super) id: Id,
     /// Its custom filters' place in the cache.
-    pub(super) slot: Arc<Slot>,
+    pub(super) slot: Slot,
     settings: ArcSwapOption<(Settings, Duration)>,
     /// When the latest of its connections came, in microseconds of the process's clock.
     joined_us: AtomicU64,
 }
+
+// With the counts of its `Arc` it fills what the allocator gives for 64 bytes.
+const _: () = assert!(size_of::<Viewer>() <= 56);
 
 impl Viewer {
     /// The account's settings and when they were read.
@@ -77,17 +84,27 @@ impl Snapshot {
 
 #[derive(Debug, Default)]
 struct Watched {
-    /// Sorted by account, with the number of its connections.
-    viewers: Vec<(Arc<Viewer>, u32)>,
+    /// Sorted by account; an account stands here once for each of its connections.
+    viewers: Vec<Arc<Viewer>>,
     snapshot: Option<Arc<Snapshot>>,
+}
+
+impl Watched {
+    /// Where the account's connections stand.
+    fn range(&self, account: Id) -> std::ops::Range<usize> {
+        let start = self.viewers.partition_point(|viewer| viewer.id < account);
+        let count = self.viewers.iter().skip(start).take_while(|viewer| viewer.id == account).count();
+        start..start + count
+    }
 }
 
 /// All viewers of all filtered channels.
 #[derive(Debug, Default)]
 pub(super) struct Viewers {
-    channels: HashMap<Channel, Watched, foldhash::fast::RandomState>,
-    /// With the number of its connections on all channels.
-    accounts: HashMap<Id, (Arc<Viewer>, u32), foldhash::fast::RandomState>,
+    channels: HashMap<Channel, Watched, RandomState>,
+    /// By account, with the number of its connections on all channels.
+    accounts: HashTable<(Arc<Viewer>, u32)>,
+    hasher: RandomState,
     /// Unions of several channels' snapshots that were asked for lately: while nobody comes or goes, the
     /// same few come again with every status.
     unions: Vec<Union>,
@@ -105,57 +122,69 @@ const UNIONS_MAX: usize = 4;
 impl Viewers {
     /// One more connection of that account watches that channel.
     pub(super) fn join(&mut self, channel: Channel, account: Id, now: Duration, cache: &mut FilterCache) {
-        let (viewer, connections) = self.accounts.entry(account).or_insert_with(|| {
-            let slot = cache.slot(account);
-            (
-                Arc::new(Viewer {
-                    id: account,
-                    slot,
-                    settings: ArcSwapOption::empty(),
-                    joined_us: AtomicU64::new(0),
-                }),
-                0,
-            )
-        });
+        let hasher = &self.hasher;
+        let entry = self.accounts.entry(
+            hasher.hash_one(account),
+            |entry| entry.0.id == account,
+            |entry| hasher.hash_one(entry.0.id),
+        );
+        let mut entry = match entry {
+            Entry::Occupied(entry) => entry,
+            Entry::Vacant(place) => {
+                let slot = cache.admit();
+                let (settings, joined_us) = (ArcSwapOption::empty(), AtomicU64::new(0));
+                place.insert((Arc::new(Viewer { id: account, slot, settings, joined_us }), 0))
+            }
+        };
+        let (viewer, connections) = entry.get_mut();
         *connections += 1;
         viewer.joined_us.store(now.as_micros() as u64, Ordering::Relaxed);
         let watched = self.channels.entry(channel).or_default();
-        match watched.viewers.binary_search_by_key(&account, |entry| entry.0.id) {
-            Ok(at) => {
-                if let Some(entry) = watched.viewers.get_mut(at) {
-                    entry.1 += 1;
-                }
-            }
-            Err(at) => {
-                watched.viewers.insert(at, (Arc::clone(viewer), 1));
-                watched.snapshot = None;
-            }
+        let there = watched.range(account);
+        if there.is_empty() {
+            watched.snapshot = None;
         }
+        watched.viewers.insert(there.start, Arc::clone(viewer));
     }
 
     /// One fewer. Who watches nothing any more is forgotten with their filters, since nobody would tell us
     /// when these change; the answer says whether that happened.
     pub(super) fn leave(&mut self, channel: &Channel, account: Id, cache: &mut FilterCache) -> bool {
         let Some(watched) = self.channels.get_mut(channel) else { return false };
-        let Ok(at) = watched.viewers.binary_search_by_key(&account, |entry| entry.0.id) else { return false };
-        let Some(entry) = watched.viewers.get_mut(at) else { return false };
-        entry.1 -= 1;
-        if entry.1 == 0 {
-            watched.viewers.remove(at);
+        let there = watched.range(account);
+        if there.is_empty() {
+            return false;
+        }
+        watched.viewers.remove(there.start);
+        if there.len() == 1 {
             watched.snapshot = None;
-            if watched.viewers.is_empty() {
-                self.channels.remove(channel);
-            }
         }
-        if let Some((_, connections)) = self.accounts.get_mut(&account) {
-            *connections -= 1;
-            if *connections == 0 {
-                self.accounts.remove(&account);
-                cache.forget(account);
-                return true;
-            }
+        if watched.viewers.is_empty() {
+            self.channels.remove(channel);
+        } else if watched.viewers.len() < watched.viewers.capacity() / 4 {
+            watched.viewers.shrink_to(watched.viewers.len() * 2);
         }
-        false
+        let hash = self.hasher.hash_one(account);
+        let Ok(mut entry) = self.accounts.find_entry(hash, |entry| entry.0.id == account) else {
+            return false;
+        };
+        let (viewer, connections) = entry.get_mut();
+        *connections -= 1;
+        if *connections > 0 {
+            return false;
+        }
+        cache.forget(&viewer.slot);
+        entry.remove();
+        if self.accounts.len() < self.accounts.capacity() / 8 {
+            let hasher = &self.hasher;
+            self.accounts.shrink_to(self.accounts.len() * 2, |entry| hasher.hash_one(entry.0.id));
+        }
+        true
+    }
+
+    /// What is known of that account, if it watches anything.
+    pub(super) fn get(&self, account: Id) -> Option<&Arc<Viewer>> {
+        self.accounts.find(self.hasher.hash_one(account), |entry| entry.0.id == account).map(|entry| &entry.0)
     }
 
     /// Who watches that channel now; none if nobody does. Also the bytes that this snapshot takes, if it
@@ -165,7 +194,8 @@ impl Viewers {
         if let Some(snapshot) = &watched.snapshot {
             return Some((Arc::clone(snapshot), 0));
         }
-        let viewers = watched.viewers.iter().map(|entry| Arc::clone(&entry.0)).collect();
+        let mut viewers = watched.viewers.clone();
+        viewers.dedup_by_key(|viewer| viewer.id);
         let snapshot = Snapshot::new(viewers);
         watched.snapshot = Some(Arc::clone(&snapshot));
         let bytes = snapshot.bytes();
@@ -210,7 +240,7 @@ impl Viewers {
 
     /// Everybody.
     pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Viewer>> {
-        self.accounts.values().map(|entry| &entry.0)
+        self.accounts.iter().map(|entry| &entry.0)
     }
 
     /// How many accounts watch anything.
