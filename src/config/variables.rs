@@ -168,7 +168,7 @@ variables! {
     Limits {
         MAX_CONNECTIONS = "0", "Clients in all; 0: as many as open files are allowed.";
         MAX_CONNECTIONS_PER_ADDRESS = "0", "Clients of one IPv4 address or IPv6 /64 network, as trusted proxies report it; 0: no limit.";
-        MAX_DOOR_CONNECTIONS = "4096", "Connections that have not yet become a stream.";
+        MAX_DOOR_CONNECTIONS = "1024", "Connections that have not yet become a stream.";
         MAX_SUBSCRIPTIONS = "200", "Streams on one WebSocket.";
         SUBSCRIBE_RATE = "20", "Subscribe and unsubscribe messages per second and connection …";
         SUBSCRIBE_BURST = "200", "… after so many at once.";

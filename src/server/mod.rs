@@ -34,6 +34,7 @@ use crate::redis::presence;
 use crate::redis::sentinel;
 use crate::redis::stats::IngestStats;
 use crate::status::{self, Process, Status};
+use crate::sys;
 use systemd::Passed;
 
 /// Why the server could not start or had to end: one line for the person who started it.
@@ -46,6 +47,7 @@ const DESCRIPTORS_KEPT: u64 = 100;
 
 /// Runs the server until SIGTERM or SIGINT, then drains. A second signal ends it at once.
 pub fn run(config: Config) -> Result<(), Failure> {
+    sys::settle_allocator();
     let passed = Passed::take()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
