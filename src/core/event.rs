@@ -16,6 +16,7 @@
 //! [`FRAME_VARIANTS_MAX`](crate::limits::FRAME_VARIANTS_MAX) unusual frames are kept. Tested with exact bytes
 //! for each kind of payload, and by properties that read the frames back with other parsers.
 
+mod content;
 mod frames;
 mod render;
 mod status;
@@ -30,7 +31,9 @@ use crate::core::gate::{Charge, Gate};
 use crate::core::json;
 use crate::core::stream::{Channel, Id, Stream};
 
-use frames::Frames;
+pub use content::Copies;
+
+use content::Content;
 use status::Status;
 
 /// How bytes are framed for a client.
@@ -49,29 +52,30 @@ pub enum Transport {
 pub struct Event {
     channel: Channel,
     position: Position,
-    message: Bytes,
-    /// Where in `message` the event's name stands, a JSON token.
-    name: Range<usize>,
-    /// Where in `message` the payload stands, a JSON token.
-    payload: Range<usize>,
+    /// What was published, and its frames.
+    content: Arc<Content>,
     /// Of an `update` or `status.update` on a filtered channel.
     status: Option<Box<Status>>,
     audience: OnceLock<Audience>,
-    frames: Frames,
     charge: Charge,
 }
 
-const _: () = assert!(std::mem::size_of::<Event>() <= 512);
+const _: () = assert!(std::mem::size_of::<Event>() <= 256);
 
-/// What an event takes besides its message and frames: itself with the counts of its `Arc`, the handle of
-/// the message, and rounding of the allocator.
-const EVENT_OVERHEAD_BYTES: usize = std::mem::size_of::<Event>() + 64;
+/// What an event takes besides its content: itself with the counts of its `Arc`, and rounding of the allocator.
+const EVENT_OVERHEAD_BYTES: usize = std::mem::size_of::<Event>() + 32;
 
 impl std::fmt::Debug for Event {
     /// Without the payload: it may be large, and is not for logs.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let name = String::from_utf8_lossy(self.name());
-        write!(f, "Event({name} on {:?}, {:?}, {} bytes)", self.channel, self.position, self.message.len())
+        write!(
+            f,
+            "Event({name} on {:?}, {:?}, {} bytes)",
+            self.channel,
+            self.position,
+            self.content.message.len()
+        )
     }
 }
 
@@ -240,19 +244,20 @@ impl Event {
             Ok(envelope) => envelope,
             Err(parsed) => return parsed,
         };
+        let content = Content::new(message, name, payload, gate);
+        Parsed::Event(Event::of(channel, at, content, status, gate))
+    }
+
+    fn of(
+        channel: Channel,
+        at: Position,
+        content: Arc<Content>,
+        status: Option<Box<Status>>,
+        gate: &Arc<Gate>,
+    ) -> Arc<Event> {
         let status_bytes = status.as_ref().map_or(0, |status| status.held_bytes());
-        let charge = Charge::new(gate, EVENT_OVERHEAD_BYTES + message.len() + status_bytes);
-        Parsed::Event(Arc::new(Event {
-            channel,
-            position: at,
-            message,
-            name,
-            payload,
-            status,
-            audience: OnceLock::new(),
-            frames: Frames::default(),
-            charge,
-        }))
+        let charge = Charge::new(gate, EVENT_OVERHEAD_BYTES + status_bytes);
+        Arc::new(Event { channel, position: at, content, status, audience: OnceLock::new(), charge })
     }
 
     /// Where it was published.
@@ -278,12 +283,12 @@ impl Event {
 
     /// The payload as Rails wrote it: a JSON value.
     pub fn payload(&self) -> &[u8] {
-        self.message.get(self.payload.clone()).unwrap_or_default()
+        self.content.payload()
     }
 
     /// The event's name as it was published: a JSON value, nearly always a string.
     pub fn name(&self) -> &[u8] {
-        self.message.get(self.name.clone()).unwrap_or_default()
+        self.content.name()
     }
 
     /// The answer of the audience stage, set once before the event goes to the reactors
@@ -333,12 +338,13 @@ impl Event {
     /// the same key gives the same bytes at any time.
     pub fn frame(&self, transport: Transport, stream: &Stream, outcome: u16) -> Frame {
         let outcome = if self.is_extensible() { outcome } else { UNCHANGED };
-        self.frames.frame(self, transport, stream, outcome)
+        self.content.frames.frame(self, transport, stream, outcome)
     }
 
-    /// Bytes held against the budget by this event and its frames.
+    /// Bytes held against the budget by this event and its frames; those that it shares with copies in other
+    /// home timelines are counted once by the budget, but here for each.
     pub fn held_bytes(&self) -> usize {
-        self.charge.bytes()
+        self.charge.bytes() + self.content.charge.bytes()
     }
 
     /// Whether outcomes of filters are appended to the payload.

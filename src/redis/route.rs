@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use crate::core::counters::{add, set};
-use crate::core::event::{Event, Parsed, Position};
+use crate::core::event::{Copies, Parsed, Position};
 use crate::core::gate::Gate;
 use crate::core::handover::{Attachment, Command, Delivery, HoldError, Reply, StageItem};
 use crate::core::mailbox::Mailbox;
@@ -33,6 +33,7 @@ pub(super) struct Router<S> {
     options: Options,
     prefix: String,
     gate: Arc<Gate>,
+    copies: Copies,
     reactors: Vec<Outbox<Delivery<S>>>,
     stage: Option<Outbox<StageItem>>,
     stats: Arc<IngestStats>,
@@ -68,6 +69,7 @@ impl<S> Router<S> {
             prefix: options.prefix(),
             options,
             gate,
+            copies: Copies::default(),
             reactors: reactors.into_iter().map(Outbox::new).collect(),
             stage: stage.map(Outbox::new),
             stats,
@@ -187,7 +189,7 @@ impl<S> Router<S> {
             return;
         }
         let at = Position { epoch: self.epoch, seq: self.seq, read_at };
-        match Event::parse(channel.clone(), at, payload.into_bytes(), &self.gate) {
+        match self.copies.parse(channel.clone(), at, payload, &self.gate) {
             Parsed::Event(event) => match &mut self.stage {
                 Some(stage) if channel.is_filtered() => stage.batch.push(StageItem::Event(event, mask)),
                 _ => self.deliver(mask, || Delivery::Event(Arc::clone(&event))),

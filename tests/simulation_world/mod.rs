@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use smallvec::{SmallVec, smallvec};
 use tidegate::core::counters::ReactorCounters;
-use tidegate::core::event::Transport;
+use tidegate::core::event::{Copies, Transport};
 use tidegate::core::gate::Gate;
 use tidegate::core::handover::{ClientId, Delivery, Viewer};
 use tidegate::core::relay::Relay;
@@ -63,6 +63,7 @@ pub struct World {
     talk: bool,
     now: Duration,
     gate: Arc<Gate>,
+    copies: Copies,
     gate_opened: Arc<AtomicBool>,
     paused_since: Option<Duration>,
     redis: ModelRedis,
@@ -114,6 +115,7 @@ impl World {
             now: Duration::from_secs(1),
             ring: Ring::new(limits.message_bytes_max),
             gate,
+            copies: Copies::default(),
             gate_opened,
             paused_since: None,
             redis: ModelRedis::default(),
@@ -302,6 +304,12 @@ impl World {
         let filtered = channel.is_filtered() && self.random.below(3) > 0;
         let message = redis::message(self.published, padding, filtered);
         self.redis.publish(&channel, &message);
+        // A status goes to the home timelines of several followers.
+        if matches!(channel, Channel::Account(_)) {
+            for _ in 0..self.random.below(3) {
+                self.redis.publish(&Channel::Account(1 + self.random.below(ACCOUNTS)), &message);
+            }
+        }
     }
 
     fn kill(&mut self) {

@@ -6,11 +6,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tidegate::core::event::{Audience, Event, Parsed, Position, Verdict, Withheld};
+use tidegate::core::event::{Audience, Parsed, Position, Verdict, Withheld};
 use tidegate::core::handover::{Delivery, HoldError, NewClient, NewSubscription, Want};
 use tidegate::core::relay::Pressure;
 use tidegate::core::stream::Channel;
-use tidegate::proto::ring::Frame;
+use tidegate::proto::ring::{Frame, Payload};
 
 use super::client::{self, Model, Pipe, SimSocket};
 use super::{ACCOUNTS, Errand, World};
@@ -75,7 +75,8 @@ impl World {
             match frame {
                 Frame::Message { channel, payload } => {
                     let Some(channel) = Channel::parse(channel) else { continue };
-                    let payload = payload.into_bytes();
+                    // The ring's next frame may come before this one's turn.
+                    let payload = Payload::Owned(payload.into_bytes());
                     self.message(channel, payload);
                 }
                 Frame::Subscribed { channel, .. } => {
@@ -91,11 +92,11 @@ impl World {
         }
     }
 
-    pub(super) fn message(&mut self, channel: Channel, payload: Bytes) {
+    pub(super) fn message(&mut self, channel: Channel, payload: Payload<'_>) {
         let Some(mask) = self.subscriptions.reactors(&channel) else { return };
         self.seq += 1;
         let at = Position { epoch: self.epoch, seq: self.seq, read_at: self.now };
-        match Event::parse(channel.clone(), at, payload, &self.gate) {
+        match self.copies.parse(channel.clone(), at, payload, &self.gate) {
             Parsed::Kill => {
                 self.say(|| format!("kill on {channel:?}"));
                 self.subscriptions.killed(&channel);

@@ -6,7 +6,7 @@
 //! of a usual frame. Of those, so many are kept and further ones rendered each time: 5,000 spellings of
 //! one tag must not turn one message into 5,000.
 //!
-//! All that is kept is charged to the event.
+//! All that is kept is charged to the content that it was rendered from.
 
 use std::mem::size_of;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -80,7 +80,7 @@ impl Frames {
             let spelling_len = stream.spelling.as_ref().map_or(0, |spelling| spelling.len());
             variants.push(Variant { key, head: head.clone(), tail: tail.clone() });
             let grown = (variants.capacity() - capacity_before) * size_of::<Variant>();
-            event.charge.add(head.len() + tail.len() + spelling_len + grown + SHARED_OVERHEAD_BYTES);
+            event.content.charge.add(head.len() + tail.len() + spelling_len + grown + SHARED_OVERHEAD_BYTES);
         }
         Frame { head, body, tail }
     }
@@ -125,7 +125,7 @@ impl Frames {
 
 fn render_usual(event: &Event, transport: Transport, stream: &Stream, outcome: u16) -> Whole {
     let whole = render::whole(event, transport, stream, outcome);
-    event.charge.add(whole.bytes.len() + SHARED_OVERHEAD_BYTES);
+    event.content.charge.add(whole.bytes.len() + SHARED_OVERHEAD_BYTES);
     whole
 }
 

@@ -4,6 +4,7 @@ use super::*;
 use crate::core::json::tests::{any_json, any_text};
 use crate::core::stream::{Origin, Param, StreamKind, Tag};
 use crate::limits::FRAME_VARIANTS_MAX;
+use crate::proto::ring::Payload;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -571,4 +572,38 @@ proptest! {
             prop_assert_eq!(serde_json::from_str::<Value>(&data).unwrap(), expected);
         }
     }
+}
+
+#[test]
+fn copies_in_home_timelines_are_one_content_while_it_is_under_way() {
+    let gate = gate();
+    let mut copies = Copies::default();
+    let mut parse = |channel: Channel, message: &str| {
+        let parsed = copies.parse(channel, AT, Payload::Slice(message.as_bytes()), &gate);
+        let Parsed::Event(event) = parsed else { panic!("{parsed:?}") };
+        event
+    };
+    let frame = |event: &Event, kind| event.frame(Transport::WebSocket, &stream(kind), 0);
+    let message = status_with(|status| status["content"] = "x".repeat(10_000).into());
+
+    let first = parse(Channel::Account(1), &message);
+    let rendered = frame(&first, StreamKind::User);
+    let held = gate.held_bytes();
+    let second = parse(Channel::Account(2), &message);
+    assert_eq!(second.channel(), &Channel::Account(2));
+    assert_eq!(frame(&second, StreamKind::User).head.as_ptr(), rendered.head.as_ptr());
+    assert!(gate.held_bytes() < held + 1000, "{held} bytes, then {}", gate.held_bytes());
+
+    // A byte that differs, another kind of channel: a content of its own.
+    let other = parse(Channel::Account(3), &message.replacen('x', "y", 1));
+    assert_eq!(ws_text(&frame(&other, StreamKind::User)), ws_text(&rendered).replacen('x', "y", 1));
+    let list = parse(Channel::Notifications(1), &message);
+    let as_notification = frame(&list, StreamKind::UserNotification);
+    assert!(ws_text(&as_notification).contains("user:notification"));
+
+    // Nothing is held by remembering it.
+    drop((first, second, other, list));
+    assert_eq!(gate.held_bytes(), 0);
+    let again = parse(Channel::Account(1), &message);
+    assert_eq!(bytes(&frame(&again, StreamKind::User)), bytes(&rendered));
 }
