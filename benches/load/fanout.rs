@@ -5,9 +5,10 @@ use std::time::Instant;
 
 use crate::floor::Floor;
 use crate::option;
-use crate::process::{SystemCalls, cpu_seconds, memory};
 use crate::readers::{BASE, Framing, Readers};
-use crate::report::{Report, median, number, quantile};
+use crate::shared::process::{Memory, SystemCalls, cpu_seconds, memory};
+use crate::shared::report::{Report, median, number, quantile};
+use crate::still::{SETTLE, pause};
 use crate::support::peer;
 use crate::town::{Stream, Town};
 
@@ -96,17 +97,87 @@ fn serve(town: &mut Town, readers: &Readers, clients: u64, stream: Stream, messa
 
 fn row(report: &mut Report, name: &str, rounds: &[Round]) {
     let middle = |figure: fn(&Round) -> f64| median(&rounds.iter().map(figure).collect::<Vec<_>>());
+    let per_second = middle(|round| round.per_second);
+    let cpu = middle(|round| round.cpu_per_million);
+    let (p50, p99, p999) =
+        (middle(|round| round.p50_us), middle(|round| round.p99_us), middle(|round| round.p999_us));
     report.note(
         name,
         format!(
             "{} deliveries/s, {} CPU s per million, p50 {} µs, p99 {} µs, p99.9 {} µs",
-            number(middle(|round| round.per_second), ""),
-            number(middle(|round| round.cpu_per_million), ""),
-            number(middle(|round| round.p50_us), ""),
-            number(middle(|round| round.p99_us), ""),
-            number(middle(|round| round.p999_us), ""),
+            number(per_second, ""),
+            number(cpu, ""),
+            number(p50, ""),
+            number(p99, ""),
+            number(p999, ""),
         ),
+        &[
+            ("deliveries_per_second", per_second),
+            ("cpu_seconds_per_million_deliveries", cpu),
+            ("p50_us", p50),
+            ("p99_us", p99),
+            ("p999_us", p999),
+        ],
     );
+}
+
+/// Memory without clients, with so many that idle, and after they have got messages.
+fn memories(report: &mut Report, clients: u64, [empty, idle, after]: [Memory; 3]) {
+    let each = (idle.rss_kib as f64 - empty.rss_kib as f64) / clients as f64;
+    let mib = |kib: u64| number(kib as f64 / 1024.0, "");
+    report.note(
+        &format!("RSS without clients, with {clients} idle, after the load"),
+        format!(
+            "{}, {}, {} MiB (PSS {}, {}, {} MiB); {} KiB per client",
+            mib(empty.rss_kib),
+            mib(idle.rss_kib),
+            mib(after.rss_kib),
+            mib(empty.pss_kib),
+            mib(idle.pss_kib),
+            mib(after.pss_kib),
+            number(each, ""),
+        ),
+        &[
+            ("rss_kib_without", empty.rss_kib as f64),
+            ("rss_kib_idle", idle.rss_kib as f64),
+            ("rss_kib_after", after.rss_kib as f64),
+            ("pss_kib_without", empty.pss_kib as f64),
+            ("pss_kib_idle", idle.pss_kib as f64),
+            ("pss_kib_after", after.pss_kib as f64),
+            ("kib_per_client", each),
+        ],
+    );
+}
+
+/// Every message came, once and in order: readers end the bench otherwise, but for what is still to come.
+fn none_lost(report: &mut Report, readers: &Readers, expected: u64) {
+    let lost = expected as f64 - readers.got() as f64;
+    report.holds(
+        "lost, twice, out of order",
+        format!("{lost:.0}, 0, 0"),
+        &[("lost", lost), ("duplicated", 0.0), ("reordered", 0.0), ("deliveries", expected as f64)],
+        "none",
+        lost == 0.0,
+    );
+}
+
+/// System calls of the server per delivery: writes by its own count, and all by strace, if that is there.
+fn system_calls(report: &mut Report, town: &mut Town, readers: &Readers, load: &Load) {
+    let messages = if load.open == 1 { 10 } else { 2 * load.open };
+    let deliveries = (load.clients * messages) as f64;
+    let writes = |town: &Town| town.world.server.metric("tidegate_writes_total", &[]);
+    let before = writes(town);
+    let strace = SystemCalls::count(town.pid());
+    serve(town, readers, load.clients, load.stream, messages, load.open);
+    let all = strace.map(|strace| strace.calls() as f64 / deliveries);
+    let writes = before.and_then(|before| Some((writes(town)? - before) / deliveries));
+    let shown = |figure: Option<f64>| figure.map_or("not known".to_owned(), |figure| format!("{figure:.3}"));
+    let numbers: Vec<(&str, f64)> = [("all", all), ("writes", writes)]
+        .into_iter()
+        .filter_map(|(name, figure)| Some((name, figure?)))
+        .collect();
+    let what = format!("system calls per delivery, {} clients, {} open", load.clients, load.open);
+    report.note(&what, format!("{}, of which writes {}", shown(all), shown(writes)), &numbers);
 }
 
 /// One load, whatever the server.
@@ -116,10 +187,7 @@ pub fn run(load: &Load, report: &mut Report) {
     let empty = memory(town.pid());
     let plans = town.plans(1, load.clients, load.stream, load.framing);
     let took = readers.connect(town.address(), plans);
-    let settle = Instant::now();
-    while settle.elapsed().as_secs_f64() < 5.0 {
-        std::thread::park_timeout(std::time::Duration::from_millis(100));
-    }
+    pause(SETTLE);
     let idle = memory(town.pid());
     let (pid, deliveries) = (town.pid(), load.clients * load.messages);
     let rounds: Vec<Round> = (0..load.rounds)
@@ -135,24 +203,10 @@ pub fn run(load: &Load, report: &mut Report) {
         load.clients, load.stream, load.framing, load.bytes, load.open
     );
     row(report, &name, &rounds);
-    report.note("lost, twice, out of order", "0, 0, 0".to_owned());
-    report.note("handshakes", format!("{}/s", number(load.clients as f64 / took.as_secs_f64(), "")));
-    let both =
-        |memory: crate::process::Memory| format!("{} KiB ({} KiB PSS)", memory.rss_kib, memory.pss_kib);
-    report.note("RSS empty", both(empty));
-    report.note("RSS idle", both(idle));
-    report.note("RSS after", both(after));
-    let per_client = idle.rss_kib.saturating_sub(empty.rss_kib) as f64 / load.clients as f64;
-    report.note("per client, from empty", number(per_client, "KiB"));
-    if let Some(calls) = SystemCalls::count(pid) {
-        serve(&mut town, &readers, load.clients, load.stream, 10, load.open.min(10));
-        let (all, writes) = calls.calls();
-        let deliveries = (load.clients * 10) as f64;
-        report.note(
-            "system calls per delivery",
-            format!("{:.3}, of which writes {:.3}", all as f64 / deliveries, writes as f64 / deliveries),
-        );
-    }
+    none_lost(report, &readers, deliveries * load.rounds as u64);
+    report.figure("handshakes", load.clients as f64 / took.as_secs_f64(), "/s");
+    memories(report, load.clients, [empty, idle, after]);
+    system_calls(report, &mut town, &readers, load);
 }
 
 /// Server and floor take turns, same bytes, same readers, same number of sending threads.
@@ -167,8 +221,13 @@ pub fn against_the_floor(report: &mut Report) {
     let mut floor = Floor::start(&mut readers, CLIENTS as usize, threads, &frame, number_at);
     let mut floor_number = BASE;
     send(&mut floor, &readers, &mut floor_number, CLIENTS, 1, 1);
+    let empty = memory(town.pid());
     let plans = town.plans(1, CLIENTS, Stream::SharedOwnTokens, Framing::WebSocket);
     readers.connect(town.address(), plans);
+    pause(SETTLE);
+    let idle = memory(town.pid());
+    let before = readers.got();
+    let (mut expected, first_of_floor) = (0, floor_number);
 
     for (open, messages) in [(1, 150), (64, 640)] {
         let (mut ours, mut floors) = (Vec::new(), Vec::new());
@@ -183,6 +242,7 @@ pub fn against_the_floor(report: &mut Report) {
             let bare = measured(&readers, floor_pid, CLIENTS * passes, || {
                 send(&mut floor, &readers, &mut floor_number, CLIENTS, passes, 1);
             });
+            expected += deliveries;
             // The first pair warms up.
             if pair > 0 {
                 ours.push(server);
@@ -204,6 +264,13 @@ pub fn against_the_floor(report: &mut Report) {
         } else {
             report.at_most("CPU per delivery against the floor's, 64 messages open", cpu, 1.0 / 2.5, "");
         }
+    }
+    let floors = (floor_number - first_of_floor) * CLIENTS;
+    none_lost(report, &readers, before + expected + floors);
+    memories(report, CLIENTS, [empty, idle, memory(town.pid())]);
+    for open in [1, 64] {
+        let load = Load { clients: CLIENTS, open, ..Load::from_options(&[]) };
+        system_calls(report, &mut town, &readers, &load);
     }
     one_each(&mut town, &mut readers, USERS, report);
 }

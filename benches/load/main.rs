@@ -10,30 +10,31 @@
 //!
 //! Redis, PostgreSQL and the server are started privately; everything runs on loopback. A message is a realistic
 //! status, numbered: nothing may be lost, come twice or out of order, or the bench ends with an error. CPU is the
-//! sending process's own. Figures also come as one line of JSON each, after `json `.
+//! sending process's own. The table's figures also go to `target/benches/load-COMMAND.json`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
+#[path = "../shared/mod.rs"]
+mod shared;
+
 mod fanout;
 mod floor;
-mod process;
 mod readers;
-mod report;
 mod still;
 mod storm;
 mod town;
 
 use fanout::Load;
-use report::Report;
+use shared::report::Report;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     let command = arguments.first().map_or("all", String::as_str);
     let rest = arguments.get(1..).unwrap_or_default();
-    let mut report = Report::default();
+    let mut report = Report::new(&format!("load-{command}"));
     match command {
         "floor-process" => return floor::process(rest),
         "all" => all(&mut report),

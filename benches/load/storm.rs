@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use crate::fanout::reader_threads;
-use crate::process::{cpu_seconds, family_cpu_seconds};
 use crate::readers::{BASE, Framing, Readers};
-use crate::report::{Report, median, number, quantile};
+use crate::shared::process::{cpu_seconds, family_cpu_seconds};
+use crate::shared::report::{Report, median, number, quantile};
 use crate::town::{Stream, Town};
 
 /// How often the `user` stream beside gets a message.
@@ -53,19 +53,23 @@ pub fn run(clients: u64, report: &mut Report) {
         report.note(
             "a storm",
             format!("{took:.2} s; the server used {server:.2} cores, PostgreSQL {database:.2}"),
+            &[("seconds", took), ("server_cores", server), ("postgresql_cores", database)],
         );
     }
     let (rate, database) = (median(&rates), median(&database_share));
     report.holds(
         &format!("{} clients of `user` come back at once", number(clients as f64, "")),
         format!("{} handshakes/s, PostgreSQL at {database:.2} cores", number(rate, "")),
+        &[("handshakes_per_second", rate), ("postgresql_cores", database)],
         "at least 10,000/s, or PostgreSQL at a full core",
         rate >= 10_000.0 || database >= 0.95,
     );
     let queries = settled(&town);
     report.at_least("clients per query", served as f64 / queries as f64, 20.0, "");
-    report.at_most("p99 of a `user` stream meanwhile, against quiet", median(&p99s) / quiet_p99, 2.0, "");
-    report.note("that p99", format!("{} µs, quiet {} µs", number(median(&p99s), ""), number(quiet_p99, "")));
+    let p99 = median(&p99s);
+    report.at_most("p99 of a `user` stream meanwhile, against quiet", p99 / quiet_p99, 2.0, "");
+    let text = format!("{} µs, quiet {} µs", number(p99, ""), number(quiet_p99, ""));
+    report.note("that p99", text, &[("p99_us", p99), ("quiet_p99_us", quiet_p99)]);
 }
 
 fn ping(town: &mut Town, beside: &Readers, n: u64, number: &mut u64) {
