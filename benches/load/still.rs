@@ -109,7 +109,7 @@ pub fn backlog(report: &mut Report) {
     pause(SETTLE);
     readers.pause(true);
     let got = readers.got();
-    town.publish(&readers, 16);
+    town.publish(Stream::SharedOwnTokens, 16);
     let (mut most, began) = (0, Instant::now());
     while began.elapsed() < Duration::from_secs(2) {
         most = most.max(memory_of(town.pid()).rss_kib);

@@ -3,9 +3,10 @@
 use std::time::{Duration, Instant};
 
 use crate::fanout::reader_threads;
-use crate::readers::{BASE, Framing, Readers};
+use crate::readers::{Framing, Readers};
 use crate::shared::process::{cpu_seconds, family_cpu_seconds};
 use crate::shared::report::{Report, median, number, quantile};
+use crate::stamp::BASE;
 use crate::town::{Stream, Town};
 
 /// How often the `user` stream beside gets a message.
@@ -74,7 +75,7 @@ pub fn run(clients: u64, report: &mut Report) {
 
 fn ping(town: &mut Town, beside: &Readers, n: u64, number: &mut u64) {
     let (began, got) = (Instant::now(), beside.got());
-    town.publish_to(beside, n, *number);
+    town.publish_to(n, *number);
     *number += 1;
     beside.until_got(got + 1);
     std::thread::park_timeout(PROBE_EVERY.saturating_sub(began.elapsed()));
