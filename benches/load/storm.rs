@@ -1,4 +1,8 @@
 //! Everybody comes back at once.
+//!
+//! Those clients stand for other machines: their threads have a lower priority (10 more of niceness) than the publisher,
+//! the reader that measures the `user` stream, and the servers, so that its latency is the server's, not the wait for
+//! a core that clients hold.
 
 use std::time::{Duration, Instant};
 
@@ -31,7 +35,7 @@ pub fn run(clients: u64, report: &mut Report) {
     let quiet_p99 = quantile(&beside.take_latencies(), 0.99);
 
     let (mut rates, mut database_share, mut p99s) = (Vec::new(), Vec::new(), Vec::new());
-    let mut readers = Readers::start(reader_threads());
+    let mut readers = Readers::start_yielding(reader_threads());
     readers.connect(town.address(), town.plans(1, clients, Stream::User, Framing::WebSocket));
     let mut served = clients;
     let postgres = town.postgres_pid();
