@@ -236,7 +236,7 @@ fn paced(world: &World, mut crowd: Crowd, author: u64, viewer: &Viewer) {
     );
     report.note(
         "latency of all, from the read on Redis's connection to the last byte taken by the kernel",
-        format!("p50 {} µs, p99 {} µs", inside("p50_us"), inside("p99_us")),
+        format!("p50 {:.0} µs, p99 {:.0} µs", inside("p50_us"), inside("p99_us")),
         &[("p50_us", inside("p50_us")), ("p99_us", inside("p99_us"))],
     );
     report.note(
