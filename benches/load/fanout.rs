@@ -276,7 +276,6 @@ pub fn against_the_floor(report: &mut Report) {
         let load = Load { clients: CLIENTS, open, ..Load::from_options(&[]) };
         system_calls(report, &mut town, &readers, &load);
     }
-    drop(floor);
     one_each(&mut town, &mut readers, &frame, report);
 }
 
