@@ -3,11 +3,13 @@
 use std::process::Command;
 use std::time::Instant;
 
-use crate::floor::Floor;
+use crate::floor::{Bytes, Floor};
 use crate::option;
-use crate::process::{SystemCalls, cpu_seconds, memory};
-use crate::readers::{BASE, Framing, Readers};
-use crate::report::{Report, median, number, quantile};
+use crate::readers::{Framing, Readers};
+use crate::shared::process::{Memory, SystemCalls, cpu_seconds, memory};
+use crate::shared::report::{Report, median, number, quantile};
+use crate::stamp::BASE;
+use crate::still::{SETTLE, pause};
 use crate::support::peer;
 use crate::town::{Stream, Town};
 
@@ -24,6 +26,9 @@ fn server_threads() -> usize {
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
+
+/// Clients that get a message each, at once.
+const USERS: u64 = 5000;
 
 /// A shape of load.
 pub struct Load {
@@ -85,9 +90,9 @@ fn serve(town: &mut Town, readers: &Readers, clients: u64, stream: Stream, messa
     while published < messages {
         let part = open.min(messages - published);
         if stream == Stream::User {
-            (0..part).for_each(|_| town.publish_to_each(readers, clients));
+            (0..part).for_each(|_| town.publish_to_each(clients));
         } else {
-            town.publish(readers, part);
+            town.publish(stream, part);
         }
         published += part;
         readers.until_got(got + published * clients);
@@ -96,17 +101,87 @@ fn serve(town: &mut Town, readers: &Readers, clients: u64, stream: Stream, messa
 
 fn row(report: &mut Report, name: &str, rounds: &[Round]) {
     let middle = |figure: fn(&Round) -> f64| median(&rounds.iter().map(figure).collect::<Vec<_>>());
+    let per_second = middle(|round| round.per_second);
+    let cpu = middle(|round| round.cpu_per_million);
+    let (p50, p99, p999) =
+        (middle(|round| round.p50_us), middle(|round| round.p99_us), middle(|round| round.p999_us));
     report.note(
         name,
         format!(
             "{} deliveries/s, {} CPU s per million, p50 {} µs, p99 {} µs, p99.9 {} µs",
-            number(middle(|round| round.per_second), ""),
-            number(middle(|round| round.cpu_per_million), ""),
-            number(middle(|round| round.p50_us), ""),
-            number(middle(|round| round.p99_us), ""),
-            number(middle(|round| round.p999_us), ""),
+            number(per_second, ""),
+            number(cpu, ""),
+            number(p50, ""),
+            number(p99, ""),
+            number(p999, ""),
         ),
+        &[
+            ("deliveries_per_second", per_second),
+            ("cpu_seconds_per_million_deliveries", cpu),
+            ("p50_us", p50),
+            ("p99_us", p99),
+            ("p999_us", p999),
+        ],
     );
+}
+
+/// Memory without clients, with so many that idle, and after they have got messages.
+fn memories(report: &mut Report, clients: u64, [empty, idle, after]: [Memory; 3]) {
+    let each = (idle.rss_kib as f64 - empty.rss_kib as f64) / clients as f64;
+    let mib = |kib: u64| number(kib as f64 / 1024.0, "");
+    report.note(
+        &format!("RSS without clients, with {clients} idle, after the load"),
+        format!(
+            "{}, {}, {} MiB (PSS {}, {}, {} MiB); {} KiB per client",
+            mib(empty.rss_kib),
+            mib(idle.rss_kib),
+            mib(after.rss_kib),
+            mib(empty.pss_kib),
+            mib(idle.pss_kib),
+            mib(after.pss_kib),
+            number(each, ""),
+        ),
+        &[
+            ("rss_kib_without", empty.rss_kib as f64),
+            ("rss_kib_idle", idle.rss_kib as f64),
+            ("rss_kib_after", after.rss_kib as f64),
+            ("pss_kib_without", empty.pss_kib as f64),
+            ("pss_kib_idle", idle.pss_kib as f64),
+            ("pss_kib_after", after.pss_kib as f64),
+            ("kib_per_client", each),
+        ],
+    );
+}
+
+/// Every message came, once and in order: readers end the bench otherwise, but for what is still to come.
+fn none_lost(report: &mut Report, readers: &Readers, expected: u64) {
+    let lost = expected as f64 - readers.got() as f64;
+    report.holds(
+        "lost, twice, out of order",
+        format!("{lost:.0}, 0, 0"),
+        &[("lost", lost), ("duplicated", 0.0), ("reordered", 0.0), ("deliveries", expected as f64)],
+        "none",
+        lost == 0.0,
+    );
+}
+
+/// System calls of the server per delivery: writes by its own count, and all by strace, if that is there.
+fn system_calls(report: &mut Report, town: &mut Town, readers: &Readers, load: &Load) {
+    let messages = if load.open == 1 { 10 } else { 2 * load.open };
+    let deliveries = (load.clients * messages) as f64;
+    let writes = |town: &Town| town.world.server.metric("tidegate_writes_total", &[]);
+    let before = writes(town);
+    let strace = SystemCalls::count(town.pid());
+    serve(town, readers, load.clients, load.stream, messages, load.open);
+    let all = strace.map(|strace| strace.calls() as f64 / deliveries);
+    let writes = before.and_then(|before| Some((writes(town)? - before) / deliveries));
+    let shown = |figure: Option<f64>| figure.map_or("not known".to_owned(), |figure| format!("{figure:.3}"));
+    let numbers: Vec<(&str, f64)> = [("all", all), ("writes", writes)]
+        .into_iter()
+        .filter_map(|(name, figure)| Some((name, figure?)))
+        .collect();
+    let what = format!("system calls per delivery, {} clients, {} open", load.clients, load.open);
+    report.note(&what, format!("{}, of which writes {}", shown(all), shown(writes)), &numbers);
 }
 
 /// One load, whatever the server.
@@ -116,10 +191,7 @@ pub fn run(load: &Load, report: &mut Report) {
     let empty = memory(town.pid());
     let plans = town.plans(1, load.clients, load.stream, load.framing);
     let took = readers.connect(town.address(), plans);
-    let settle = Instant::now();
-    while settle.elapsed().as_secs_f64() < 5.0 {
-        std::thread::park_timeout(std::time::Duration::from_millis(100));
-    }
+    pause(SETTLE);
     let idle = memory(town.pid());
     let (pid, deliveries) = (town.pid(), load.clients * load.messages);
     let rounds: Vec<Round> = (0..load.rounds)
@@ -135,40 +207,31 @@ pub fn run(load: &Load, report: &mut Report) {
         load.clients, load.stream, load.framing, load.bytes, load.open
     );
     row(report, &name, &rounds);
-    report.note("lost, twice, out of order", "0, 0, 0".to_owned());
-    report.note("handshakes", format!("{}/s", number(load.clients as f64 / took.as_secs_f64(), "")));
-    let both =
-        |memory: crate::process::Memory| format!("{} KiB ({} KiB PSS)", memory.rss_kib, memory.pss_kib);
-    report.note("RSS empty", both(empty));
-    report.note("RSS idle", both(idle));
-    report.note("RSS after", both(after));
-    let per_client = idle.rss_kib.saturating_sub(empty.rss_kib) as f64 / load.clients as f64;
-    report.note("per client, from empty", number(per_client, "KiB"));
-    if let Some(calls) = SystemCalls::count(pid) {
-        serve(&mut town, &readers, load.clients, load.stream, 10, load.open.min(10));
-        let (all, writes) = calls.calls();
-        let deliveries = (load.clients * 10) as f64;
-        report.note(
-            "system calls per delivery",
-            format!("{:.3}, of which writes {:.3}", all as f64 / deliveries, writes as f64 / deliveries),
-        );
-    }
+    none_lost(report, &readers, deliveries * load.rounds as u64);
+    report.figure("processes that hold clients besides the first", readers.processes() as f64, "");
+    report.figure("handshakes", load.clients as f64 / took.as_secs_f64(), "/s");
+    memories(report, load.clients, [empty, idle, after]);
+    system_calls(report, &mut town, &readers, load);
 }
 
 /// Server and floor take turns, same bytes, same readers, same number of sending threads.
 pub fn against_the_floor(report: &mut Report) {
     const CLIENTS: u64 = 1000;
-    const USERS: u64 = 5000;
     const PAIRS: usize = 7;
     let threads = server_threads();
     let mut town = Town::new(USERS, 3072, &[("WS_PING_SECONDS", "600")]);
     let mut readers = Readers::start(reader_threads());
-    let (frame, number_at) = town.frame(&readers);
-    let mut floor = Floor::start(&mut readers, CLIENTS as usize, threads, &frame, number_at);
+    let frame = town.frame();
+    let mut floor = Floor::start(&mut readers, CLIENTS as usize, threads, Bytes::Shared, &frame);
     let mut floor_number = BASE;
     send(&mut floor, &readers, &mut floor_number, CLIENTS, 1, 1);
+    let empty = memory(town.pid());
     let plans = town.plans(1, CLIENTS, Stream::SharedOwnTokens, Framing::WebSocket);
     readers.connect(town.address(), plans);
+    pause(SETTLE);
+    let idle = memory(town.pid());
+    let before = readers.got();
+    let (mut expected, first_of_floor) = (0, floor_number);
 
     for (open, messages) in [(1, 150), (64, 640)] {
         let (mut ours, mut floors) = (Vec::new(), Vec::new());
@@ -183,6 +246,7 @@ pub fn against_the_floor(report: &mut Report) {
             let bare = measured(&readers, floor_pid, CLIENTS * passes, || {
                 send(&mut floor, &readers, &mut floor_number, CLIENTS, passes, 1);
             });
+            expected += deliveries;
             // The first pair warms up.
             if pair > 0 {
                 ours.push(server);
@@ -205,43 +269,76 @@ pub fn against_the_floor(report: &mut Report) {
             report.at_most("CPU per delivery against the floor's, 64 messages open", cpu, 1.0 / 2.5, "");
         }
     }
-    one_each(&mut town, &mut readers, USERS, report);
+    let floors = (floor_number - first_of_floor) * CLIENTS;
+    none_lost(report, &readers, before + expected + floors);
+    memories(report, CLIENTS, [empty, idle, memory(town.pid())]);
+    for open in [1, 64] {
+        let load = Load { clients: CLIENTS, open, ..Load::from_options(&[]) };
+        system_calls(report, &mut town, &readers, &load);
+    }
+    one_each(&mut town, &mut readers, &frame, report);
 }
 
-/// As many messages as clients, one each, all at once; against one channel in the same server.
-fn one_each(town: &mut Town, readers: &mut Readers, users: u64, report: &mut Report) {
+/// As many messages as clients, one each, all at once; against one channel in the same server. Beside it, to tell what
+/// of the difference is the number of sockets and the cold bytes: one channel with as many clients, and the floor with
+/// as many sockets and bytes of its own for each.
+fn one_each(town: &mut Town, readers: &mut Readers, frame: &[u8], report: &mut Report) {
+    const MESSAGES: u64 = 20;
     let pid = town.pid();
     let mut each_readers = Readers::start(reader_threads());
-    each_readers.connect(town.address(), town.plans(1, users, Stream::User, Framing::WebSocket));
-    let (mut shared, mut each) = (Vec::new(), Vec::new());
-    // Numbers of the two shapes follow each other, so each has a server's worth of its own.
-    let mut shared_number = town.number;
-    let mut each_number = town.number;
-    for pair in 0..=7 {
-        town.number = shared_number;
-        let one = measured(readers, pid, 150_000, || {
-            serve(town, readers, 1000, Stream::SharedOwnTokens, 150, 1);
-        });
-        shared_number = std::mem::replace(&mut town.number, each_number);
-        let own = measured(&each_readers, pid, users * 20, || {
-            serve(town, &each_readers, users, Stream::User, 20, 1);
-        });
-        each_number = town.number;
-        if pair > 0 {
-            shared.push(one);
-            each.push(own);
+    each_readers.connect(town.address(), town.plans(1, USERS, Stream::User, Framing::WebSocket));
+    let mut many_readers = Readers::start(reader_threads());
+    many_readers.connect(town.address(), town.plans(1, USERS, Stream::OtherOwnTokens, Framing::WebSocket));
+    let mut floor_readers = Readers::start(reader_threads());
+    let mut floor = Floor::start(&mut floor_readers, USERS as usize, server_threads(), Bytes::Own, frame);
+    // Numbers of a stream's messages follow each other.
+    let (mut one_number, mut each_number, mut many_number) = (town.number, town.number, town.number);
+    let mut floor_number = BASE;
+    send(&mut floor, &floor_readers, &mut floor_number, USERS, 1, 1);
+    let (mut one, mut each, mut many, mut floors) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for turn in 0..=7 {
+        let mut of = |readers: &Readers, number: &mut u64, clients, stream, messages| {
+            town.number = *number;
+            let round = measured(readers, pid, clients * messages, || {
+                serve(town, readers, clients, stream, messages, 1);
+            });
+            *number = town.number;
+            round
+        };
+        let rounds = [
+            of(readers, &mut one_number, 1000, Stream::SharedOwnTokens, 150),
+            of(&each_readers, &mut each_number, USERS, Stream::User, MESSAGES),
+            of(&many_readers, &mut many_number, USERS, Stream::OtherOwnTokens, MESSAGES),
+            measured(&floor_readers, floor.pid(), USERS * MESSAGES, || {
+                send(&mut floor, &floor_readers, &mut floor_number, USERS, MESSAGES, 1);
+            }),
+        ];
+        if turn > 0 {
+            for (all, round) in [&mut one, &mut each, &mut many, &mut floors].into_iter().zip(rounds) {
+                all.push(round);
+            }
         }
     }
     row(report, "5,000 clients of `user`, one message each, 5,000 open", &each);
-    let ratios: Vec<f64> =
-        each.iter().zip(&shared).map(|(each, one)| each.cpu_per_million / one.cpu_per_million).collect();
-    report.at_most("its CPU per delivery against the one channel's", median(&ratios), 1.25, "");
+    row(report, "5,000 clients of one channel, 1 open", &many);
+    row(report, "the floor with 5,000 sockets, bytes of its own for each", &floors);
+    let ratio = |of: &[Round], to: &[Round]| {
+        let pairs = of.iter().zip(to);
+        median(&pairs.map(|(of, to)| of.cpu_per_million / to.cpu_per_million).collect::<Vec<_>>())
+    };
+    let what = "CPU per delivery of 5,000 messages to one client each, against the one channel's with 1,000";
+    report.at_most(what, ratio(&each, &one), 1.25, "");
+    let what = "the same of one channel with 5,000, against with 1,000";
+    report.figure(what, ratio(&many, &one), "");
+    let what = "the same of the floor with 5,000 sockets and bytes, against the one channel's with 1,000";
+    report.figure(what, ratio(&floors, &one), "");
+    let what = "5,000 messages to one client each, against that floor";
+    report.figure(what, ratio(&each, &floors), "");
 }
 
 fn send(floor: &mut Floor, readers: &Readers, number: &mut u64, clients: u64, passes: u64, coalesced: u64) {
     for _ in 0..passes {
         let got = readers.got();
-        (*number..*number + coalesced).for_each(|number| readers.sending(number));
         floor.send(*number, coalesced as usize);
         *number += coalesced;
         readers.until_got(got + clients * coalesced);
@@ -253,10 +350,10 @@ fn send(floor: &mut Floor, readers: &Readers, number: &mut u64, clients: u64, pa
 pub fn floors(report: &mut Report) {
     let mut town = Town::new(1, 3072, &[]);
     let mut readers = Readers::start(reader_threads());
-    let (frame, number_at) = town.frame(&readers);
+    let frame = town.frame();
     drop(town);
     for threads in [1, 2, 4] {
-        let mut floor = Floor::start(&mut readers, 1000, threads, &frame, number_at);
+        let mut floor = Floor::start(&mut readers, 1000, threads, Bytes::Shared, &frame);
         let mut number = BASE;
         send(&mut floor, &readers, &mut number, 1000, 1, 1);
         for coalesced in [1, 4, 16] {

@@ -8,7 +8,17 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Barrier, RwLock};
 
-use super::readers::{BASE, DIGITS, Framing, Plan, Readers};
+use super::readers::{Framing, Plan, Readers};
+use super::stamp::{BASE, Stamped, now_ns};
+
+/// Whose bytes are sent.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Bytes {
+    /// The same for all sockets.
+    Shared,
+    /// Each socket has its own, as messages to one account each are: the sender finds them cold.
+    Own,
+}
 
 /// The floor's process, its sockets connected to readers.
 pub struct Floor {
@@ -19,17 +29,11 @@ pub struct Floor {
 
 impl Floor {
     /// Starts one with this many sockets, all read by `readers`. `frame` is one message's bytes on the wire;
-    /// the number in it, at `number_at`, is written anew for each message.
-    pub fn start(
-        readers: &mut Readers,
-        clients: usize,
-        threads: usize,
-        frame: &[u8],
-        number_at: usize,
-    ) -> Floor {
+    /// number and time in it are written anew for each message.
+    pub fn start(readers: &mut Readers, clients: usize, threads: usize, bytes: Bytes, frame: &[u8]) -> Floor {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["floor-process", &clients.to_string(), &threads.to_string()])
-            .args([frame.len().to_string(), number_at.to_string()])
+            .args([frame.len().to_string(), u8::from(bytes == Bytes::Own).to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -55,7 +59,7 @@ impl Floor {
 
     /// Sends messages from `first` on, so many in one `send`.
     pub fn send(&mut self, first: u64, coalesced: usize) {
-        writeln!(self.input, "{first} {coalesced}").unwrap();
+        writeln!(self.input, "{first} {coalesced} {}", now_ns()).unwrap();
     }
 
     /// Waits until the last `send` has returned.
@@ -76,60 +80,78 @@ impl Drop for Floor {
 /// The process itself.
 pub fn process(arguments: &[String]) {
     let numbers: Vec<usize> = arguments.iter().map(|text| text.parse().unwrap()).collect();
-    let [clients, threads, length, number_at] = numbers[..] else { panic!("four numbers") };
+    let [clients, threads, length, own] = numbers[..] else { panic!("four numbers") };
     let mut input = BufReader::new(std::io::stdin());
     let mut frame = vec![0; length];
     input.read_exact(&mut frame).unwrap();
+    let mut frame = Stamped::new(frame);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     println!("{}", listener.local_addr().unwrap().port());
-    let mut sockets: Vec<TcpStream> = (0..clients).map(|_| listener.accept().unwrap().0).collect();
+    let mut sockets: Vec<Socket> = (0..clients)
+        .map(|_| Socket { stream: listener.accept().unwrap().0, own: (own == 1).then(|| frame.clone()) })
+        .collect();
     for socket in &sockets {
-        socket.set_nodelay(true).unwrap();
+        socket.stream.set_nodelay(true).unwrap();
     }
-    let bytes = Arc::new(RwLock::new(Vec::new()));
+    let order = Arc::new(RwLock::new(Order::default()));
     let (begin, end) = (Arc::new(Barrier::new(threads)), Arc::new(Barrier::new(threads)));
     let share = clients.div_ceil(threads);
-    let mut shares: Vec<Vec<TcpStream>> = Vec::new();
+    let mut shares: Vec<Vec<Socket>> = Vec::new();
     while !sockets.is_empty() {
         shares.push(sockets.drain(..share.min(sockets.len())).collect());
     }
-    let mut own = shares.pop().unwrap();
+    let mut mine = shares.pop().unwrap();
     for mut sockets in shares {
-        let (bytes, begin, end) = (Arc::clone(&bytes), Arc::clone(&begin), Arc::clone(&end));
+        let (order, begin, end) = (Arc::clone(&order), Arc::clone(&begin), Arc::clone(&end));
         std::thread::spawn(move || {
             loop {
                 begin.wait();
-                pass(&mut sockets, &bytes.read().unwrap());
+                pass(&mut sockets, &order.read().unwrap());
                 end.wait();
             }
         });
     }
     println!("done");
     for line in input.lines() {
-        let line = line.unwrap();
-        let (first, coalesced) = line.split_once(' ').unwrap();
-        let (first, coalesced): (u64, u64) = (first.parse().unwrap(), coalesced.parse().unwrap());
+        let numbers: Vec<u64> = line.unwrap().split(' ').map(|text| text.parse().unwrap()).collect();
+        let [first, coalesced, sent_ns] = numbers[..] else { panic!("three numbers") };
         {
-            let mut bytes = bytes.write().unwrap();
-            bytes.clear();
+            let mut order = order.write().unwrap();
+            (order.first, order.sent_ns) = (first, sent_ns);
+            order.bytes.clear();
             for number in first..first + coalesced {
-                frame[number_at..number_at + DIGITS].copy_from_slice(number.to_string().as_bytes());
-                bytes.extend_from_slice(&frame);
+                order.bytes.extend_from_slice(frame.with(number, sent_ns));
             }
         }
         begin.wait();
-        pass(&mut own, &bytes.read().unwrap());
+        pass(&mut mine, &order.read().unwrap());
         end.wait();
         println!("done");
     }
 }
 
-fn pass(sockets: &mut [TcpStream], bytes: &[u8]) {
+struct Socket {
+    stream: TcpStream,
+    own: Option<Stamped>,
+}
+
+/// What all are to send.
+#[derive(Default)]
+struct Order {
+    bytes: Vec<u8>,
+    first: u64,
+    sent_ns: u64,
+}
+
+fn pass(sockets: &mut [Socket], order: &Order) {
     for socket in sockets {
         // One `send`, unless the socket is full, which readers that keep up do not let happen.
-        let mut left = bytes;
+        let mut left = match &mut socket.own {
+            Some(own) => own.with(order.first, order.sent_ns),
+            None => &order.bytes,
+        };
         while !left.is_empty() {
-            match socket.write(left) {
+            match socket.stream.write(left) {
                 Ok(taken) => left = &left[taken..],
                 Err(_) => break,
             }

@@ -8,34 +8,42 @@
 //!     cargo bench --bench load -- peer               fanout for this server and for TIDEGATE_PEER_COMMAND's, side by side
 //!     cargo bench --bench load -- storm|idle|memory|ingest|backlog|start [--clients N]
 //!
+//! Clients beyond what one process may have open are held by further ones: `fanout --clients 30000`. On a machine that
+//! does not let the server itself have as many, LOAD_READERS_PER_PROCESS=2000 shows the same with fewer.
+//!
 //! Redis, PostgreSQL and the server are started privately; everything runs on loopback. A message is a realistic
 //! status, numbered: nothing may be lost, come twice or out of order, or the bench ends with an error. CPU is the
-//! sending process's own. Figures also come as one line of JSON each, after `json `.
+//! sending process's own. The table's figures also go to `target/benches/load-COMMAND.json`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
+#[path = "../shared/mod.rs"]
+mod shared;
+
+mod board;
+mod children;
 mod fanout;
 mod floor;
-mod process;
 mod readers;
-mod report;
+mod stamp;
 mod still;
 mod storm;
 mod town;
 
 use fanout::Load;
-use report::Report;
+use shared::report::Report;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     let command = arguments.first().map_or("all", String::as_str);
     let rest = arguments.get(1..).unwrap_or_default();
-    let mut report = Report::default();
+    let mut report = Report::new(&format!("load-{command}"));
     match command {
         "floor-process" => return floor::process(rest),
+        "readers-process" => return children::process(rest),
         "all" => all(&mut report),
         "fanout" => fanout::run(&Load::from_options(rest), &mut report),
         "floor" => fanout::floors(&mut report),

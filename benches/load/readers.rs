@@ -1,21 +1,25 @@
 //! The clients of a load: many per thread, none of them trusted to be right.
 //!
-//! Each connection's messages carry a number; every one is checked for its place (nothing lost, twice or out of
-//! order) and timed against the moment it was published. A reader thread has one poll, one large buffer and no
-//! allocation per message, so that it takes less of the machine than what it measures.
+//! Each connection's messages carry a number and a time; every one is checked for its place (nothing lost, twice or
+//! out of order) and timed against the moment it was published. A reader thread has one poll, one large buffer and no
+//! allocation per message, so that it takes less of the machine than what it measures. Clients that this process has no
+//! descriptors for are held by others (see `children`).
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token, Waker};
 
+use crate::board::Board;
+use crate::children::{Crew, give_places_back, take_places};
+use crate::stamp::{self, now_ns};
 use crate::support::crowd::frame;
 
 const BUFFER_BYTES: usize = 256 << 10;
@@ -23,14 +27,6 @@ const WAKE: Token = Token(usize::MAX);
 
 /// How long anything may take before the bench gives up.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-/// Numbers are written with this many digits, and begin with this digit, so that they are found in a frame.
-pub const DIGITS: usize = 18;
-pub const BASE: u64 = 777_000_000_000_000_000;
-const MARK: &[u8] = b"777000000";
-
-/// How far apart in number messages may be under way at once.
-const SENT_KEPT: usize = 1 << 16;
 
 /// One connection to be made.
 pub struct Plan {
@@ -50,6 +46,25 @@ pub enum Framing {
     Bare,
 }
 
+impl Framing {
+    /// For another process.
+    pub fn letter(self) -> &'static str {
+        match self {
+            Framing::WebSocket => "w",
+            Framing::Events => "e",
+            Framing::Bare => "b",
+        }
+    }
+
+    pub fn of_letter(letter: &str) -> Framing {
+        match letter {
+            "w" => Framing::WebSocket,
+            "e" => Framing::Events,
+            _ => Framing::Bare,
+        }
+    }
+}
+
 enum Command {
     Connect(SocketAddr, Vec<Plan>),
     Pause(bool),
@@ -57,51 +72,46 @@ enum Command {
     Quit,
 }
 
-/// What readers and the measuring thread share.
-pub struct Board {
-    start: Instant,
-    sent_at_ns: Vec<AtomicU64>,
-    got: AtomicU64,
-    opened: AtomicU64,
-    goal: AtomicU64,
-    open_goal: AtomicU64,
-    failed: AtomicBool,
-    failure: Mutex<String>,
-    latencies_us: Mutex<Vec<u32>>,
-    waiter: std::thread::Thread,
-}
-
-/// The threads.
+/// The threads, and further processes if need be.
 pub struct Readers {
     pub board: Arc<Board>,
     commands: Vec<(Sender<Command>, Arc<Waker>)>,
     threads: Vec<JoinHandle<()>>,
+    crews: Vec<Crew>,
     planned: u64,
+    /// Of those, the connections of this process.
+    here: u64,
+    yielding: bool,
 }
 
 impl Readers {
     /// So many threads; the calling thread is the one that waits.
     pub fn start(threads: usize) -> Readers {
-        let board = Arc::new(Board {
-            start: Instant::now(),
-            sent_at_ns: (0..SENT_KEPT).map(|_| AtomicU64::new(0)).collect(),
-            got: AtomicU64::new(0),
-            opened: AtomicU64::new(0),
-            goal: AtomicU64::new(u64::MAX),
-            open_goal: AtomicU64::new(u64::MAX),
-            failed: AtomicBool::new(false),
-            failure: Mutex::new(String::new()),
-            latencies_us: Mutex::new(Vec::new()),
-            waiter: std::thread::current(),
-        });
-        let mut readers = Readers { board, commands: Vec::new(), threads: Vec::new(), planned: 0 };
+        Readers::of(threads, false)
+    }
+
+    /// The same, but they let everything else have the processors first.
+    pub fn start_yielding(threads: usize) -> Readers {
+        Readers::of(threads, true)
+    }
+
+    fn of(threads: usize, yielding: bool) -> Readers {
+        let (board, crews) = (Arc::new(Board::new()), Vec::new());
+        let (commands, handles) = (Vec::new(), Vec::new());
+        let mut readers = Readers { board, commands, threads: handles, crews, planned: 0, here: 0, yielding };
         for number in 0..threads {
             let poll = Poll::new().unwrap();
             let waker = Arc::new(Waker::new(poll.registry(), WAKE).unwrap());
             let (sender, receiver) = channel();
             let board = Arc::clone(&readers.board);
             let thread = std::thread::Builder::new().name(format!("reader-{number}"));
-            readers.threads.push(thread.spawn(move || Reader::new(poll, board).run(&receiver)).unwrap());
+            let run = move || {
+                if yielding {
+                    yield_to_others();
+                }
+                Reader::new(poll, board).run(&receiver);
+            };
+            readers.threads.push(thread.spawn(run).unwrap());
             readers.commands.push((sender, waker));
         }
         readers
@@ -118,35 +128,54 @@ impl Readers {
     /// Starts to open connections.
     pub fn begin(&mut self, address: SocketAddr, plans: Vec<Plan>) {
         self.planned += plans.len() as u64;
-        self.board.open_goal.store(self.planned, Ordering::SeqCst);
-        let share = plans.len().div_ceil(self.commands.len());
+        self.board.wait_for_opened(self.planned);
+        let here = take_places(plans.len() as u64);
+        self.here += here;
         let mut plans = VecDeque::from(plans);
+        let mut rest = plans.split_off(here as usize);
+        let share = plans.len().div_ceil(self.commands.len());
         for (sender, waker) in &self.commands {
             let part = plans.drain(..share.min(plans.len())).collect();
             sender.send(Command::Connect(address, part)).unwrap();
             waker.wake().unwrap();
         }
+        while !rest.is_empty() {
+            if !self.crews.iter().any(|crew| crew.room() > 0) {
+                self.crews.push(Crew::start(Arc::clone(&self.board), self.yielding));
+            }
+            let crew = self.crews.iter_mut().find(|crew| crew.room() > 0).unwrap();
+            let part: Vec<Plan> = rest.drain(..rest.len().min(crew.room() as usize)).collect();
+            crew.connect(address, &part);
+        }
     }
 
     pub fn until_open(&self) {
-        self.wait("connections", || self.board.opened.load(Ordering::SeqCst) >= self.planned);
+        self.wait("connections", || self.opened() >= self.planned);
     }
 
     /// How many connections have their response head.
     pub fn opened(&self) -> u64 {
-        self.board.opened.load(Ordering::SeqCst)
+        self.board.opened()
+    }
+
+    /// How many further processes have clients.
+    pub fn processes(&self) -> usize {
+        self.crews.len()
     }
 
     /// Stops or goes on reading.
-    pub fn pause(&self, pause: bool) {
+    pub fn pause(&mut self, pause: bool) {
         self.tell(|| Command::Pause(pause));
+        self.crews.iter_mut().for_each(|crew| crew.pause(pause));
     }
 
     /// Closes all connections.
     pub fn close(&mut self) {
         self.tell(|| Command::Close);
+        self.crews.iter_mut().for_each(Crew::close);
         self.planned = 0;
-        self.wait("the closing", || self.board.opened.load(Ordering::SeqCst) == 0);
+        self.wait("the closing", || self.opened() == 0);
+        give_places_back(std::mem::take(&mut self.here));
     }
 
     fn tell(&self, command: impl Fn() -> Command) {
@@ -158,26 +187,20 @@ impl Readers {
 
     /// Messages received by all since the start.
     pub fn got(&self) -> u64 {
-        self.board.got.load(Ordering::SeqCst)
-    }
-
-    /// Notes that a number goes out now.
-    pub fn sending(&self, number: u64) {
-        let now = self.board.start.elapsed().as_nanos() as u64;
-        self.board.sent_at_ns[number as usize % SENT_KEPT].store(now, Ordering::SeqCst);
+        self.board.got()
     }
 
     /// Waits until so many messages have been received since the start.
     pub fn until_got(&self, goal: u64) {
-        self.board.goal.store(goal, Ordering::SeqCst);
+        self.board.wait_for_got(goal);
         self.wait("messages", || self.got() >= goal);
     }
 
     fn wait(&self, what: &str, done: impl Fn() -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !done() {
-            if self.board.failed.load(Ordering::SeqCst) {
-                panic!("{}", self.board.failure.lock().unwrap());
+            if let Some(failure) = self.board.failure() {
+                panic!("{failure}");
             }
             let (got, opened) = (self.got(), self.opened());
             assert!(Instant::now() < deadline, "waited too long for {what}: {got} messages, {opened} open");
@@ -187,7 +210,7 @@ impl Readers {
 
     /// The latencies since the last call, in microseconds, sorted.
     pub fn take_latencies(&self) -> Vec<u32> {
-        let mut latencies = std::mem::take(&mut *self.board.latencies_us.lock().unwrap());
+        let mut latencies = self.board.take_latencies();
         latencies.sort_unstable();
         latencies
     }
@@ -202,7 +225,16 @@ impl Drop for Readers {
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
+        give_places_back(self.here);
     }
+}
+
+/// What this thread does is for a machine that stands elsewhere: it waits while others have work.
+fn yield_to_others() {
+    use rustix::process::{getpriority_process, setpriority_process};
+    let nice = getpriority_process(None).unwrap_or(0) + 10;
+    // Linux takes the calling thread for "the process".
+    setpriority_process(None, nice.min(19)).unwrap();
 }
 
 struct Connection {
@@ -250,9 +282,8 @@ impl Reader {
                         }
                     }
                     Command::Close => {
-                        self.board.opened.fetch_sub(self.connections.len() as u64, Ordering::SeqCst);
+                        self.board.opened_more(-(self.connections.len() as i64));
                         self.connections = Vec::new();
-                        self.board.waiter.unpark();
                     }
                     Command::Quit => return,
                 }
@@ -270,13 +301,10 @@ impl Reader {
             }
         }
         if !self.latencies_us.is_empty() {
-            self.board.latencies_us.lock().unwrap().append(&mut self.latencies_us);
+            // One for each message that came in this turn.
+            self.board.got_more(self.latencies_us.len() as u64, &mut self.latencies_us);
         }
-        let reached =
-            |count: &AtomicU64, goal: &AtomicU64| count.load(Ordering::SeqCst) >= goal.load(Ordering::SeqCst);
-        if reached(&self.board.got, &self.board.goal) || reached(&self.board.opened, &self.board.open_goal) {
-            self.board.waiter.unpark();
-        }
+        self.board.tell_waiter();
     }
 
     fn connect(&mut self, address: SocketAddr, plans: Vec<Plan>) {
@@ -306,18 +334,24 @@ impl Reader {
     fn work(&mut self, index: usize) {
         let Some(connection) = self.connections.get_mut(index) else { return };
         if let Err(error) = advance(connection, &mut self.buffer, &self.board, &mut self.latencies_us) {
-            *self.board.failure.lock().unwrap() = format!("connection {index}: {error}");
-            self.board.failed.store(true, Ordering::SeqCst);
-            self.board.waiter.unpark();
+            self.board.fail(format!("connection {index}: {error}"));
         }
     }
+}
+
+const OF_ONE_ADDRESS: u32 = 4000;
+
+static OPENED: AtomicU32 = AtomicU32::new(0);
+
+/// Source addresses of this process, the bench's `number`-th, are its own.
+pub fn connect_from(number: u32) {
+    // 65 million connections.
+    OPENED.store((number % 128) * (1 << 14) * OF_ONE_ADDRESS, Ordering::Relaxed);
 }
 
 /// A connection begun. Each source address is used for so many and then never again: closed connections hold their
 /// ports for a minute, and looking for a free one among them takes the kernel milliseconds.
 fn open(address: SocketAddr) -> TcpStream {
-    const OF_ONE_ADDRESS: u32 = 4000;
-    static OPENED: AtomicU32 = AtomicU32::new(0);
     let source = OPENED.fetch_add(1, Ordering::Relaxed) / OF_ONE_ADDRESS;
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.set_nonblocking(true).unwrap();
@@ -357,7 +391,7 @@ fn advance(
             }
             Err(error) => return Err(error.to_string()),
         };
-        let now_ns = board.start.elapsed().as_nanos() as u64;
+        let now_ns = now_ns();
         if connection.rest.is_empty() {
             let used = take(connection, &buffer[..read], now_ns, board, latencies)?;
             connection.rest.extend_from_slice(&buffer[used..read]);
@@ -395,28 +429,22 @@ fn take(
             used = end + 4;
         }
         connection.has_head = true;
-        board.opened.fetch_add(1, Ordering::SeqCst);
+        board.opened_more(1);
     }
-    let mut count = 0;
     while let Some((length, body)) = match connection.framing {
         Framing::WebSocket | Framing::Bare => frame(&bytes[used..]),
         Framing::Events => chunk(&bytes[used..])?,
     } {
         if connection.framing == Framing::WebSocket && bytes[used] & 0x0f == 9 {
             pong(connection, body)?;
-        } else if let Some(number) = number(body) {
+        } else if let Some((number, sent_ns)) = stamp::read(body) {
             if number != connection.next {
                 return Err(format!("{} is next, {number} came", connection.next));
             }
             connection.next += 1;
-            count += 1;
-            let sent_ns = board.sent_at_ns[number as usize % SENT_KEPT].load(Ordering::SeqCst);
             latencies.push((now_ns.saturating_sub(sent_ns) / 1000) as u32);
         }
         used += length;
-    }
-    if count > 0 {
-        board.got.fetch_add(count, Ordering::SeqCst);
     }
     Ok(used)
 }
@@ -440,10 +468,4 @@ fn chunk(bytes: &[u8]) -> Result<Option<(usize, &[u8])>, String> {
     }
     let end = line + 2 + length;
     Ok(bytes.get(..end + 2).map(|whole| (end + 2, &whole[line + 2..end])))
-}
-
-/// The first number in a message; it stands at its beginning.
-fn number(body: &[u8]) -> Option<u64> {
-    let at = memchr::memmem::find(&body[..body.len().min(400)], MARK)?;
-    std::str::from_utf8(body.get(at..at + DIGITS)?).ok()?.parse().ok()
 }

@@ -3,14 +3,14 @@
 use std::time::{Duration, Instant};
 
 use crate::fanout::reader_threads;
-use crate::process::{Memory, cpu_seconds, memory as memory_of};
 use crate::readers::{Framing, Readers};
-use crate::report::{Report, median, number};
+use crate::shared::process::{Memory, cpu_seconds, memory as memory_of};
+use crate::shared::report::{Report, median};
 use crate::support::Server;
 use crate::town::{Stream, Town};
 
 /// Memory is read so long after the last client came.
-const SETTLE: Duration = Duration::from_secs(5);
+pub const SETTLE: Duration = Duration::from_secs(5);
 
 /// Memory per idle client, from 1,000 clients to `clients`.
 pub fn memory(clients: u64, report: &mut Report) {
@@ -33,6 +33,14 @@ pub fn memory(clients: u64, report: &mut Report) {
         report.note(
             "RSS without, with 1,000, with all",
             format!("{}, {}, {} MiB ({} KiB PSS at last)", kib(empty), kib(few), kib(many), many.pss_kib),
+            &[
+                ("rss_kib_without", empty.rss_kib as f64),
+                ("rss_kib_with_1000", few.rss_kib as f64),
+                ("rss_kib_with_all", many.rss_kib as f64),
+                ("pss_kib_without", empty.pss_kib as f64),
+                ("pss_kib_with_1000", few.pss_kib as f64),
+                ("pss_kib_with_all", many.pss_kib as f64),
+            ],
         );
         if stream == Stream::User {
             let mib = |memory: Memory| memory.rss_kib as f64 / 1024.0;
@@ -47,7 +55,7 @@ fn settled(town: &Town) -> Memory {
     memory_of(town.pid())
 }
 
-fn pause(time: Duration) {
+pub fn pause(time: Duration) {
     let began = Instant::now();
     while began.elapsed() < time {
         std::thread::park_timeout(time - began.elapsed());
@@ -101,7 +109,7 @@ pub fn backlog(report: &mut Report) {
     pause(SETTLE);
     readers.pause(true);
     let got = readers.got();
-    town.publish(&readers, 16);
+    town.publish(Stream::SharedOwnTokens, 16);
     let (mut most, began) = (0, Instant::now());
     while began.elapsed() < Duration::from_secs(2) {
         most = most.max(memory_of(town.pid()).rss_kib);
@@ -128,5 +136,5 @@ pub fn start(report: &mut Report) {
         })
         .collect();
     report.at_most("start to listening", median(&times), 50.0, "ms");
-    report.note("slowest of seven starts", number(times.iter().copied().fold(0.0, f64::max), "ms"));
+    report.figure("slowest of seven starts", times.iter().copied().fold(0.0, f64::max), "ms");
 }

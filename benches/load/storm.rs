@@ -1,11 +1,16 @@
 //! Everybody comes back at once.
+//!
+//! Those clients stand for other machines: their threads have a lower priority (10 more of niceness) than the publisher,
+//! the reader that measures the `user` stream, and the servers, so that its latency is the server's, not the wait for
+//! a core that clients hold.
 
 use std::time::{Duration, Instant};
 
 use crate::fanout::reader_threads;
-use crate::process::{cpu_seconds, family_cpu_seconds};
-use crate::readers::{BASE, Framing, Readers};
-use crate::report::{Report, median, number, quantile};
+use crate::readers::{Framing, Readers};
+use crate::shared::process::{cpu_seconds, family_cpu_seconds};
+use crate::shared::report::{Report, median, number, quantile};
+use crate::stamp::BASE;
 use crate::town::{Stream, Town};
 
 /// How often the `user` stream beside gets a message.
@@ -30,7 +35,7 @@ pub fn run(clients: u64, report: &mut Report) {
     let quiet_p99 = quantile(&beside.take_latencies(), 0.99);
 
     let (mut rates, mut database_share, mut p99s) = (Vec::new(), Vec::new(), Vec::new());
-    let mut readers = Readers::start(reader_threads());
+    let mut readers = Readers::start_yielding(reader_threads());
     readers.connect(town.address(), town.plans(1, clients, Stream::User, Framing::WebSocket));
     let mut served = clients;
     let postgres = town.postgres_pid();
@@ -53,24 +58,28 @@ pub fn run(clients: u64, report: &mut Report) {
         report.note(
             "a storm",
             format!("{took:.2} s; the server used {server:.2} cores, PostgreSQL {database:.2}"),
+            &[("seconds", took), ("server_cores", server), ("postgresql_cores", database)],
         );
     }
     let (rate, database) = (median(&rates), median(&database_share));
     report.holds(
         &format!("{} clients of `user` come back at once", number(clients as f64, "")),
         format!("{} handshakes/s, PostgreSQL at {database:.2} cores", number(rate, "")),
+        &[("handshakes_per_second", rate), ("postgresql_cores", database)],
         "at least 10,000/s, or PostgreSQL at a full core",
         rate >= 10_000.0 || database >= 0.95,
     );
     let queries = settled(&town);
     report.at_least("clients per query", served as f64 / queries as f64, 20.0, "");
-    report.at_most("p99 of a `user` stream meanwhile, against quiet", median(&p99s) / quiet_p99, 2.0, "");
-    report.note("that p99", format!("{} µs, quiet {} µs", number(median(&p99s), ""), number(quiet_p99, "")));
+    let p99 = median(&p99s);
+    report.at_most("p99 of a `user` stream meanwhile, against quiet", p99 / quiet_p99, 2.0, "");
+    let text = format!("{} µs, quiet {} µs", number(p99, ""), number(quiet_p99, ""));
+    report.note("that p99", text, &[("p99_us", p99), ("quiet_p99_us", quiet_p99)]);
 }
 
 fn ping(town: &mut Town, beside: &Readers, n: u64, number: &mut u64) {
     let (began, got) = (Instant::now(), beside.got());
-    town.publish_to(beside, n, *number);
+    town.publish_to(n, *number);
     *number += 1;
     beside.until_got(got + 1);
     std::thread::park_timeout(PROBE_EVERY.saturating_sub(began.elapsed()));

@@ -2,12 +2,13 @@
 
 use std::net::SocketAddr;
 
-use crate::readers::{BASE, Framing, Plan, Readers};
+use crate::readers::{Framing, Plan};
+use crate::stamp::{self, BASE, Stamped, now_ns};
 use crate::support::http::request;
 use crate::support::redis::{Client, encode};
 use crate::support::world::Accounts;
 use crate::support::ws::upgrade;
-use crate::support::{World, peer, postgres};
+use crate::support::{World, peer, postgres, posts};
 
 /// What clients open.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -18,6 +19,18 @@ pub enum Stream {
     SharedOwnTokens,
     /// `user`, each with an account of its own.
     User,
+    /// Another channel that all share, by tokens of their own.
+    OtherOwnTokens,
+}
+
+impl Stream {
+    fn name(self) -> &'static str {
+        match self {
+            Stream::Shared | Stream::SharedOwnTokens => "public:local",
+            Stream::OtherOwnTokens => "public:remote",
+            Stream::User => "user",
+        }
+    }
 }
 
 /// See the module.
@@ -27,21 +40,23 @@ pub struct Town {
     /// The number of the next message.
     pub number: u64,
     publisher: Client,
-    pad: String,
+    message: Stamped,
 }
 
 impl Town {
     /// A server with `accounts` accounts that have a token each; messages of about `bytes` bytes.
     pub fn new(accounts: u64, bytes: usize, variables: &[(&str, &str)]) -> Town {
         let mut all = Vec::new();
+        let connections = (accounts + 1000).max(20_000).to_string();
         if peer().is_none() {
-            all.push(("MAX_CONNECTIONS", "20000"));
+            all.push(("MAX_CONNECTIONS", connections.as_str()));
         }
         all.extend_from_slice(variables);
         let world = World::with(&all).expect("redis-server and postgresql");
         let accounts = world.accounts(accounts);
         let publisher = world.redis.client();
-        Town { world, accounts, number: BASE, publisher, pad: "x".repeat(bytes.saturating_sub(1100)) }
+        let message = message(accounts.id(1), bytes);
+        Town { world, accounts, number: BASE, publisher, message }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -69,7 +84,7 @@ impl Town {
     pub fn plan(&self, n: u64, stream: Stream, framing: Framing) -> Plan {
         let number = if stream == Stream::Shared { 1 } else { n };
         let bearer = format!("Bearer {}", self.accounts.token(number));
-        let name = if stream == Stream::User { "user" } else { "public:local" };
+        let name = stream.name();
         let request = if framing == Framing::WebSocket {
             upgrade(&format!("/api/v1/streaming?stream={name}"), &[("Authorization", &bearer)])
         } else {
@@ -84,24 +99,12 @@ impl Town {
         (from..=to).map(|n| self.plan(n, stream, framing)).collect()
     }
 
-    /// A status as Rails publishes it; the number is its id. The event is one that
-    /// passes public channels unasked: what audiences cost is the audience bench's matter.
-    pub fn message(&self, number: u64) -> String {
-        let mut status = crate::support::posts::status(number, self.accounts.id(1));
-        status["content"] = format!("<p>{}</p>", self.pad).into();
-        // The id comes first, as in Rails' own.
-        let text = status.to_string();
-        let id = format!("\"id\":\"{number}\",");
-        let rest = text.replacen(&id, "", 1);
-        format!("{{\"event\":\"announcement\",\"payload\":{{{id}{}}}", &rest[1..])
-    }
-
-    /// Publishes the next `count` messages on the shared channel, not waiting for Redis.
-    pub fn publish(&mut self, readers: &Readers, count: u64) {
+    /// Publishes the next `count` messages on the stream's channel, not waiting for Redis.
+    pub fn publish(&mut self, stream: Stream, count: u64) {
+        let channel = format!("timeline:{}", stream.name());
         let mut commands = Vec::new();
         for _ in 0..count {
-            readers.sending(self.number);
-            commands.extend(encode(&["PUBLISH", "timeline:public:local", &self.message(self.number)]));
+            commands.extend(publish_command(&channel, self.message.with(self.number, now_ns())));
             self.number += 1;
         }
         self.publisher.send(&commands);
@@ -111,15 +114,14 @@ impl Town {
     }
 
     /// Publishes the next message to each of so many accounts, on its own channel.
-    pub fn publish_to_each(&mut self, readers: &Readers, accounts: u64) {
-        let message = self.message(self.number);
-        readers.sending(self.number);
+    pub fn publish_to_each(&mut self, accounts: u64) {
+        let message = self.message.with(self.number, now_ns());
         self.number += 1;
         for from in (1..=accounts).step_by(500) {
             let mut commands = Vec::new();
             let part = from..=(from + 499).min(accounts);
             for n in part.clone() {
-                commands.extend(encode(&["PUBLISH", &self.accounts.home(n), &message]));
+                commands.extend(publish_command(&self.accounts.home(n), message));
             }
             self.publisher.send(&commands);
             for _ in part {
@@ -129,11 +131,10 @@ impl Town {
     }
 
     /// Publishes a message to one account.
-    pub fn publish_to(&mut self, readers: &Readers, n: u64, number: u64) {
-        readers.sending(number);
-        let message = self.message(number);
-        let home = self.accounts.home(n);
-        self.publisher.publish(&home, &message);
+    pub fn publish_to(&mut self, n: u64, number: u64) {
+        let command = publish_command(&self.accounts.home(n), self.message.with(number, now_ns()));
+        self.publisher.send(&command);
+        self.publisher.reply().expect("Redis");
     }
 
     /// Publishes on the account's system channel an event that no server knows.
@@ -149,8 +150,8 @@ impl Town {
         }
     }
 
-    /// One message's bytes as the server sends them to a WebSocket, and where the number stands in them.
-    pub fn frame(&mut self, readers: &Readers) -> (Vec<u8>, usize) {
+    /// One message's bytes as the server sends them to a WebSocket.
+    pub fn frame(&mut self) -> Vec<u8> {
         use std::io::{Read, Write};
         let mut socket = std::net::TcpStream::connect(self.address()).unwrap();
         let plan = self.plan(1, Stream::Shared, Framing::WebSocket);
@@ -161,15 +162,28 @@ impl Town {
             socket.read_exact(&mut byte).unwrap();
             bytes.push(byte[0]);
         }
-        let number = self.number.to_string();
-        self.publish(readers, 1);
+        self.publish(Stream::Shared, 1);
         let mut head = [0; 4];
         socket.read_exact(&mut head).unwrap();
         assert_eq!(head[1], 126, "a frame of 126 to 65,535 bytes");
         let mut frame = head.to_vec();
         frame.resize(4 + usize::from(u16::from_be_bytes([head[2], head[3]])), 0);
         socket.read_exact(&mut frame[4..]).unwrap();
-        let at = memchr::memmem::find(&frame, number.as_bytes()).expect("the number");
-        (frame, at)
+        frame
     }
+}
+
+/// A status as Rails publishes it, of about so many bytes; the number is its id. The event is one that passes public
+/// channels unasked: what audiences cost is the audience bench's matter.
+fn message(author: u64, bytes: usize) -> Stamped {
+    let mut status = posts::status(BASE, author);
+    status["content"] = format!("<p>{}</p>", "x".repeat(bytes.saturating_sub(1100))).into();
+    // The id comes first, as in Rails' own.
+    let text = status.to_string().replacen(&format!("\"id\":\"{BASE}\","), "", 1);
+    let message = format!("{{\"event\":\"announcement\",\"payload\":{{{}{}}}", stamp::members(), &text[1..]);
+    Stamped::new(message.into_bytes())
+}
+
+fn publish_command(channel: &str, message: &[u8]) -> Vec<u8> {
+    encode(&["PUBLISH", channel, std::str::from_utf8(message).unwrap()])
 }
