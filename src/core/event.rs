@@ -29,6 +29,9 @@ use bytes::Bytes;
 use crate::core::gate::{Charge, Gate};
 use crate::core::json;
 use crate::core::stream::{Channel, Id, Stream};
+use crate::core::trail::Step;
+#[cfg(feature = "otel")]
+use crate::core::trail::Trail;
 
 use frames::Frames;
 use status::Status;
@@ -59,6 +62,9 @@ pub struct Event {
     audience: OnceLock<Audience>,
     frames: Frames,
     charge: Charge,
+    /// Boxed twice, for its size: nearly no message has one.
+    #[cfg(feature = "otel")]
+    trail: Option<Box<Box<dyn Trail>>>,
 }
 
 const _: () = assert!(std::mem::size_of::<Event>() <= 512);
@@ -171,7 +177,7 @@ pub struct Audience {
     pub asked: Asked,
     /// What [`asked`](Self::asked) takes, for the first event that carries it: it is charged to that one. 0 for
     /// those that share it.
-    pub asked_bytes: usize,
+    pub asked_bytes: u32,
     /// Sorted by account.
     pub verdicts: Vec<(Id, Verdict)>,
     /// JSON arrays to stand behind `"filtered":`; the first is `[]`.
@@ -252,7 +258,26 @@ impl Event {
             audience: OnceLock::new(),
             frames: Frames::default(),
             charge,
+            #[cfg(feature = "otel")]
+            trail: None,
         }))
+    }
+
+    /// Has the message followed, from before anybody else gets it.
+    #[cfg(feature = "otel")]
+    pub fn follow(&mut self, trail: Box<dyn Trail>) {
+        self.trail = Some(Box::new(trail));
+    }
+
+    /// Tells whoever follows the message that it has come so far.
+    #[inline]
+    pub fn mark(&self, step: Step) {
+        #[cfg(feature = "otel")]
+        if let Some(trail) = &self.trail {
+            trail.mark(step);
+        }
+        #[cfg(not(feature = "otel"))]
+        let _ = step;
     }
 
     /// Where it was published.
@@ -298,10 +323,12 @@ impl Event {
         let bytes = audience.verdicts.capacity() * std::mem::size_of::<(Id, Verdict)>()
             + audience.outcomes.capacity() * std::mem::size_of::<Bytes>()
             + audience.outcomes.iter().map(Bytes::len).sum::<usize>()
-            + audience.asked_bytes;
+            + audience.asked_bytes as usize;
+        let is_withheld = audience.nobody.is_some();
         let set = self.audience.set(audience).is_ok();
         if set {
             self.charge.add(bytes);
+            self.mark(Step::AudienceKnown { is_withheld });
         }
         set
     }
