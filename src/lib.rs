@@ -19,6 +19,7 @@
 //! - [`door`]: how clients come in. [`server`] runs it on the main thread's runtime.
 //! - [`db`]: what PostgreSQL knows: tokens, lists, who may see what, custom filters.
 //! - [`status`]: metrics and the pages that show how it goes.
+//! - `telemetry` (the feature `otel`): traces of handshakes and messages.
 //! - [`demo`]: a broker and a publisher for a first run without Redis or PostgreSQL.
 //!
 //! [`proto`] (bytes and meaning) and [`core`] (decisions) are pure: no sockets, no clock, no threads; they
@@ -28,7 +29,8 @@
 //!
 //! # The threads
 //!
-//! The main thread (door, PostgreSQL pool, presence keys), the ingest, the audience stage, and the reactors.
+//! The main thread (door, PostgreSQL pool, presence keys), the ingest, the audience stage, and the reactors; with
+//! traces, one that sends them.
 //! Their number does not depend on the number of clients.
 
 // The fuzz targets' bodies, which unit tests share, call this crate by its name.
@@ -49,6 +51,8 @@ pub mod redis;
 pub mod server;
 pub mod status;
 mod sys;
+#[cfg(feature = "otel")]
+pub mod telemetry;
 pub mod tls;
 
 pub use server::{Failure, run};

@@ -257,7 +257,8 @@ fn manual() -> String {
         "Also read from\n.I .env.production\nor\n.IR .env .\nEach is Mastodon's own where it has one of that name.\n",
     );
     let groups = variables::ALL.chunk_by(|one: &&Variable, next: &&Variable| one.group == next.group);
-    for members in groups {
+    // The manual is that of the usual build.
+    for members in groups.filter(|members| !members[0].group.is_optional()) {
         writeln!(section, ".SS {}", roff(members[0].group.title())).unwrap();
         for variable in members {
             writeln!(section, ".TP\n.B {}", roff(variable.name)).unwrap();

@@ -401,6 +401,8 @@ fn help_lists_every_variable_under_its_group() {
         let found = rest.lines().any(|text| text == line || text.starts_with(&format!("{line} [default: ")));
         assert!(found, "{} is not under {}", variable.name, variable.group.title());
     }
+    // Those of traces are there exactly where traces are.
+    assert_eq!(help.text.contains("OTEL_"), cfg!(feature = "otel"));
     for command in ["demo", "check", "--no-database"] {
         assert!(help.text.contains(command), "{command}");
     }

@@ -19,6 +19,8 @@ mod listen;
 mod proxies;
 mod read;
 mod redis;
+#[cfg(feature = "otel")]
+mod traces;
 mod url;
 pub mod variables;
 
@@ -31,6 +33,8 @@ pub use listen::{HostPort, Listen};
 pub use proxies::{Network, TrustedProxies};
 pub use read::{ConfigError, Secret};
 pub use redis::{Redis, RedisEndpoint, Sentinel};
+#[cfg(feature = "otel")]
+pub use traces::{Sampler, Traces};
 
 use read::Reader;
 
@@ -66,6 +70,9 @@ pub struct Config {
     pub log: Log,
     /// Metrics and status pages.
     pub monitoring: Monitoring,
+    /// Traces, if there are to be any.
+    #[cfg(feature = "otel")]
+    pub traces: Option<Traces>,
     /// Bounds and intervals.
     pub limits: Limits,
 }
@@ -152,6 +159,8 @@ impl Config {
             },
             log: log(read),
             monitoring: monitoring(read),
+            #[cfg(feature = "otel")]
+            traces: traces::traces(read),
             limits: limits::limits(read),
         };
         let errors = reader.into_errors();

@@ -44,6 +44,8 @@ pub enum Group {
     Delivery,
     Keepalive,
     Limits,
+    #[cfg(feature = "otel")]
+    Traces,
 }
 
 impl Group {
@@ -60,27 +62,47 @@ impl Group {
             Group::Delivery => "Delivery: memory, slow clients, faults",
             Group::Keepalive => "Keepalive and refresh intervals",
             Group::Limits => "Limits for clients",
+            #[cfg(feature = "otel")]
+            Group::Traces => "Traces (OpenTelemetry)",
         }
+    }
+
+    /// Whether only some builds have it: it is listed by their `--help` and in the README, not in the files that
+    /// are the same for all.
+    pub fn is_optional(self) -> bool {
+        #[cfg(feature = "otel")]
+        return self == Group::Traces;
+        #[cfg(not(feature = "otel"))]
+        false
     }
 }
 
 macro_rules! variables {
     (@secret) => { false };
     (@secret secret) => { true };
-    ($($group:ident { $($name:ident $(($mark:ident))? = $default:literal, $help:literal;)* })*) => {
-        $($(
-            #[doc = concat!("`", stringify!($name), "`: see its [`help`](Variable::help).")]
-            pub static $name: Variable = Variable {
-                name: stringify!($name),
-                default: $default,
-                group: Group::$group,
-                help: $help,
-                secret: variables!(@secret $($mark)?),
-            };
-        )*)*
+    (@one $group:ident, $name:ident, ($($mark:ident)?), $default:literal, $help:literal, $($feature:tt)*) => {
+        $($feature)*
+        #[doc = concat!("`", stringify!($name), "`: see its [`help`](Variable::help).")]
+        pub static $name: Variable = Variable {
+            name: stringify!($name),
+            default: $default,
+            group: Group::$group,
+            help: $help,
+            secret: variables!(@secret $($mark)?),
+        };
+    };
+    (
+        $($group:ident { $($name:ident $(($mark:ident))? = $default:literal, $help:literal;)* })*
+        #[cfg(feature = "otel")]
+        $otel:ident { $($other:ident $(($other_mark:ident))? = $other_default:literal, $other_help:literal;)* }
+    ) => {
+        $($(variables!(@one $group, $name, ($($mark)?), $default, $help,);)*)*
+        $(variables!(
+            @one $otel, $other, ($($other_mark)?), $other_default, $other_help, #[cfg(feature = "otel")]
+        );)*
 
         /// All of them, in the order in which they are listed.
-        pub static ALL: &[&Variable] = &[$($(&$name,)*)*];
+        pub static ALL: &[&Variable] = &[$($(&$name,)*)* $(#[cfg(feature = "otel")] &$other,)*];
     };
 }
 
@@ -182,6 +204,30 @@ variables! {
         REQUEST_HEAD_SECONDS = "10", "Seconds in which a request's head must be whole.";
         KEEP_ALIVE_SECONDS = "5", "Seconds that a connection may stay without a request after its last response.";
     }
+    #[cfg(feature = "otel")]
+    Traces {
+        OTEL_EXPORTER_OTLP_ENDPOINT (secret) = "", "Where an OTLP receiver takes HTTP, such as http://localhost:4318; /v1/traces is added. Traces are off until this, the next or OTEL_TRACES_EXPORTER is set. With https, authorities are trusted as for Redis.";
+        OTEL_EXPORTER_OTLP_TRACES_ENDPOINT (secret) = "", "The same for traces alone, taken as it stands.";
+        OTEL_TRACES_EXPORTER = "", "otlp or none. Default: otlp if an endpoint is set.";
+        OTEL_SDK_DISABLED = "false", "Whether traces are off whatever else is set: true or false.";
+        OTEL_EXPORTER_OTLP_HEADERS (secret) = "", "Headers of each request, NAME=VALUE separated by commas, values percent-encoded.";
+        OTEL_EXPORTER_OTLP_TRACES_HEADERS (secret) = "", "Those of requests with traces: in place of these.";
+        OTEL_EXPORTER_OTLP_TIMEOUT = "10000", "Milliseconds that a batch of spans may take to be sent, another try included.";
+        OTEL_EXPORTER_OTLP_TRACES_TIMEOUT = "", "The same for traces alone.";
+        OTEL_EXPORTER_OTLP_PROTOCOL = "http/protobuf", "http/protobuf is the only one.";
+        OTEL_EXPORTER_OTLP_TRACES_PROTOCOL = "", "The same for traces alone.";
+        OTEL_TRACES_SAMPLER = "parentbased_always_on", "Which handshakes are traced: always_on, always_off (messages neither) or traceidratio; with parentbased_ before it those exactly whose proxy says so, where one does.";
+        OTEL_TRACES_SAMPLER_ARG = "1", "Of traceidratio: the share, 0 to 1.";
+        TRACE_MESSAGE_RATIO = "0.001", "The share of messages that are traced, 0 to 1. OTEL_TRACES_SAMPLER is not asked about them.";
+        OTEL_SERVICE_NAME = "", "service.name. Default: mastodon/streaming, or what the next two make of it.";
+        OTEL_SERVICE_NAME_PREFIX = "mastodon", "What stands before streaming, as Mastodon's other processes have it.";
+        OTEL_SERVICE_NAME_SEPARATOR = "/", "What stands between.";
+        OTEL_RESOURCE_ATTRIBUTES = "", "Attributes of the service, NAME=VALUE separated by commas, values percent-encoded.";
+        OTEL_BSP_SCHEDULE_DELAY = "5000", "Milliseconds that spans wait for others.";
+        OTEL_BSP_MAX_EXPORT_BATCH_SIZE = "512", "Spans in one request.";
+        OTEL_BSP_MAX_QUEUE_SIZE = "2048", "Spans that wait to be sent; more are dropped.";
+        OTEL_BSP_EXPORT_TIMEOUT = "30000", "Milliseconds after which a batch is given up, if OTEL_EXPORTER_OTLP_TIMEOUT is longer.";
+    }
 }
 
 const WIDTH: usize = 96;
@@ -214,6 +260,9 @@ pub fn sample() -> String {
          # Each line shows what holds when the variable is not set (in production).\n",
     );
     each_group(|group, members| {
+        if group.is_optional() {
+            return;
+        }
         let _ = writeln!(out, "\n# {}\n# {}", group.title(), "-".repeat(group.title().chars().count()));
         for variable in members {
             out.push('\n');

@@ -30,6 +30,9 @@ use bytes::Bytes;
 use crate::core::gate::{Charge, Gate};
 use crate::core::json;
 use crate::core::stream::{Channel, Id, Stream};
+use crate::core::trail::Step;
+#[cfg(feature = "otel")]
+use crate::core::trail::Trail;
 
 pub use content::Copies;
 
@@ -58,6 +61,9 @@ pub struct Event {
     status: Option<Box<Status>>,
     audience: OnceLock<Audience>,
     charge: Charge,
+    /// Boxed twice, for its size: nearly no message has one.
+    #[cfg(feature = "otel")]
+    trail: Option<Box<Box<dyn Trail>>>,
 }
 
 const _: () = assert!(std::mem::size_of::<Event>() <= 256);
@@ -175,7 +181,7 @@ pub struct Audience {
     pub asked: Asked,
     /// What [`asked`](Self::asked) takes, for the first event that carries it: it is charged to that one. 0 for
     /// those that share it.
-    pub asked_bytes: usize,
+    pub asked_bytes: u32,
     /// Sorted by account.
     pub verdicts: Vec<(Id, Verdict)>,
     /// JSON arrays to stand behind `"filtered":`; the first is `[]`.
@@ -257,7 +263,33 @@ impl Event {
     ) -> Arc<Event> {
         let status_bytes = status.as_ref().map_or(0, |status| status.held_bytes());
         let charge = Charge::new(gate, EVENT_OVERHEAD_BYTES + status_bytes);
-        Arc::new(Event { channel, position: at, content, status, audience: OnceLock::new(), charge })
+        Arc::new(Event {
+            channel,
+            position: at,
+            content,
+            status,
+            audience: OnceLock::new(),
+            charge,
+            #[cfg(feature = "otel")]
+            trail: None,
+        })
+    }
+
+    /// Has the message followed, from before anybody else gets it.
+    #[cfg(feature = "otel")]
+    pub fn follow(&mut self, trail: Box<dyn Trail>) {
+        self.trail = Some(Box::new(trail));
+    }
+
+    /// Tells whoever follows the message that it has come so far.
+    #[inline]
+    pub fn mark(&self, step: Step) {
+        #[cfg(feature = "otel")]
+        if let Some(trail) = &self.trail {
+            trail.mark(step);
+        }
+        #[cfg(not(feature = "otel"))]
+        let _ = step;
     }
 
     /// Where it was published.
@@ -303,10 +335,12 @@ impl Event {
         let bytes = audience.verdicts.capacity() * std::mem::size_of::<(Id, Verdict)>()
             + audience.outcomes.capacity() * std::mem::size_of::<Bytes>()
             + audience.outcomes.iter().map(Bytes::len).sum::<usize>()
-            + audience.asked_bytes;
+            + audience.asked_bytes as usize;
+        let is_withheld = audience.nobody.is_some();
         let set = self.audience.set(audience).is_ok();
         if set {
             self.charge.add(bytes);
+            self.mark(Step::AudienceKnown { is_withheld });
         }
         set
     }

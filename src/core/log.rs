@@ -14,6 +14,7 @@ use slab::Slab;
 
 use crate::core::event::Event;
 use crate::core::stream::Channel;
+use crate::core::trail::Step;
 
 /// A message's place in the order in which this log took messages.
 pub type Place = u64;
@@ -73,6 +74,7 @@ impl Log {
                 index
             }
         };
+        event.mark(Step::Owed(owed));
         let bytes = event.payload().len() as u32;
         self.queues[index as usize].entries.push_back(Entry {
             place: self.next_place,
@@ -115,7 +117,9 @@ impl Log {
         if entry.owed > 0 {
             return;
         }
-        entry.event = None;
+        if let Some(event) = entry.event.take() {
+            event.mark(Step::Done);
+        }
         self.bytes -= u64::from(entry.bytes);
         while entries.front().is_some_and(|entry| entry.owed == 0) {
             entries.pop_front();

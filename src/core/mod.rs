@@ -23,4 +23,5 @@ pub mod subscriptions;
 pub mod sync;
 pub mod table;
 mod talkers;
+pub mod trail;
 pub mod wheel;

@@ -26,6 +26,7 @@ use tokio::time::Instant;
 use super::auth::{self, Token};
 use super::errors::Refusal;
 use super::headers::{self, Peer, RequestId};
+use super::trace::{Part, Trace};
 use super::{Door, Socket};
 use crate::core::event::Transport;
 use crate::core::handover::{Attachment, Command, HoldError, NewClient, NewSubscription, Viewer};
@@ -205,6 +206,7 @@ pub(crate) struct Asked<'a> {
     pub(crate) peer: Peer,
     pub(crate) headers: &'a HeaderMap,
     pub(crate) query: &'a str,
+    pub(crate) trace: &'a Trace,
 }
 
 /// A request that passed every check before Redis is asked.
@@ -225,6 +227,7 @@ pub(crate) struct Handover<S> {
     head: Bytes,
     subscription: Option<NewSubscription>,
     address: Option<Arc<()>>,
+    trace: Trace,
 }
 
 impl<S: Socket> Door<S> {
@@ -239,7 +242,10 @@ impl<S: Socket> Door<S> {
             self.addresses.take(|| headers::client_address(asked.peer, asked.headers, &self.trusted))?;
         let known = match (known, &token) {
             (Some(known), _) => known,
-            (None, Some(token)) => self.look_up(token).await?,
+            (None, Some(token)) => {
+                asked.trace.enter(Part::Token);
+                self.look_up(token).await?
+            }
             (None, None) => return Err(Refusal::MISSING_TOKEN),
         };
         tracing::debug!(request = asked.id.as_str(), account = known.viewer.account, "identified");
@@ -295,17 +301,20 @@ impl<S: Socket> Door<S> {
         if let Some(subscription) = &subscription {
             channels.extend(subscription.channels.iter().cloned());
         }
+        asked.trace.enter(Part::Redis);
         let ticket = self.holds.hold(channels).await?;
         tracing::debug!(request = asked.id.as_str(), ticket = ticket.number, "confirmed by Redis");
         if let Some(token) = token {
+            asked.trace.enter(Part::TokenAgain);
             known = self.look_up(&token).await?;
             if known.viewer != viewer {
                 // Its scopes or its owner changed in between: what was checked is no longer true.
                 return Err(Refusal::INVALID_TOKEN);
             }
         }
-        let id = asked.id.clone();
-        Ok(Handover { ticket, seat, id, transport, known, head, subscription, address })
+        let (id, trace) = (asked.id.clone(), asked.trace.clone());
+        trace.enter(Part::HandOver);
+        Ok(Handover { ticket, seat, id, transport, known, head, subscription, address, trace })
     }
 
     async fn look_up(&self, token: &str) -> Result<Token, Refusal> {
@@ -326,14 +335,16 @@ impl<S: Socket> Door<S> {
 
     /// Sends the client on to the least loaded reactor.
     pub(crate) fn send_on(&self, handover: Handover<S>, socket: S, read_ahead: Bytes) {
-        let Handover { ticket, seat, id, transport, known, head, subscription, address } = handover;
+        let Handover { ticket, seat, id, transport, known, head, subscription, address, trace } = handover;
         let is_websocket = transport == Transport::WebSocket;
+        trace.answer(if is_websocket { 101 } else { 200 });
         let client = Box::new(NewClient {
             socket,
             transport,
             viewer: known.viewer,
             expires_at: known.expires_at,
-            head,
+            // It is let go when the reactor has written it: that is when the handshake ends.
+            head: trace.carried_by(head),
             read_ahead: if is_websocket { read_ahead } else { Bytes::new() },
             subscription,
             address,
@@ -347,6 +358,7 @@ impl<S: Socket> Door<S> {
             Seats::leave(&clients, reactor);
             let refusal = Refusal::from(error);
             counters.count(refusal.reason);
+            trace.refuse(&refusal);
             tracing::debug!(request = id.as_str(), %error, "handover refused");
             if let Attachment::Client(mut client) = attachment {
                 // Nothing was written yet, so the send buffer takes it whole; it does not block.

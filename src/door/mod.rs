@@ -21,6 +21,7 @@ mod headers;
 mod listen;
 mod routes;
 pub mod subscribe;
+mod trace;
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -183,6 +184,8 @@ pub struct Door<S> {
     seats: handover::Seats,
     addresses: handover::Addresses,
     counters: Arc<Counters>,
+    #[cfg(feature = "otel")]
+    arrivals: std::sync::OnceLock<crate::core::trail::Arrivals>,
 }
 
 impl<S> std::fmt::Debug for Door<S> {
@@ -205,7 +208,16 @@ impl<S: Socket> Door<S> {
             addresses: handover::Addresses::new(limits.connections_per_address_max),
             counters: Arc::new(Counters::new()),
             limits,
+            #[cfg(feature = "otel")]
+            arrivals: std::sync::OnceLock::new(),
         })
+    }
+
+    /// Has newcomers followed from when their request is read. Once.
+    #[cfg(feature = "otel")]
+    pub fn follow(&self, arrivals: crate::core::trail::Arrivals) {
+        // The first stays.
+        let _ = self.arrivals.set(arrivals);
     }
 
     /// What the door has counted, for metrics and status pages.

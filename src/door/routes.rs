@@ -15,6 +15,7 @@ use super::connection::Visit;
 use super::errors::Refusal;
 use super::handover::{Asked, Handover};
 use super::headers::{self, Handshake, RequestId};
+use super::trace::{Part, Trace};
 use super::{Door, PageBody, PageRequest, Socket, auth};
 use crate::core::event::Transport;
 use crate::core::session::StreamRequest;
@@ -57,12 +58,21 @@ pub(crate) async fn answer<S: Socket>(
         }
     } else if headers::is_websocket(request.version(), request.headers()) {
         // The client expects a WebSocket's answer, not a web page's: without CORS headers and body.
-        let refusal = refused(door, &id, open_websocket(door, visit, &id, &request).await);
+        let trace = Trace::begin(door, visit.peer, &id, &request, true);
+        let refusal = refused(door, &id, open_websocket(door, visit, &id, &request, &trace).await);
+        trace.refuse(&refusal);
         return refusal.upgrade(&id).map(PageBody::from);
     } else if let Some(kind) = stream_kind(request.uri().path(), request.uri().query().unwrap_or_default()) {
-        match stream(door, visit, &id, &request, kind).await {
-            Ok(response) => response,
-            Err(refusal) => refused(door, &id, refusal).json(&id, ALLOWED),
+        let trace = Trace::begin(door, visit.peer, &id, &request, false);
+        match stream(door, visit, &id, &request, kind, &trace).await {
+            Ok(response) => {
+                trace.answer(response.status().as_u16());
+                response
+            }
+            Err(refusal) => {
+                trace.refuse(&refusal);
+                refused(door, &id, refusal).json(&id, ALLOWED)
+            }
         }
         .map(PageBody::from)
     } else {
@@ -77,7 +87,7 @@ pub(crate) async fn answer<S: Socket>(
 
 /// What of a request line may stand in the log: words as the known paths and methods have them. A confused
 /// client may have put its token anywhere; none is without digits and mixed case.
-fn shown(text: &str) -> &str {
+pub(super) fn shown(text: &str) -> &str {
     let plain = |byte: u8| byte.is_ascii_lowercase() || matches!(byte, b'/' | b'_');
     let is_plain = text.bytes().all(plain) || text.bytes().all(|byte| byte.is_ascii_uppercase());
     if is_plain && text.len() <= 64 { text } else { "(not shown)" }
@@ -120,6 +130,7 @@ async fn stream<S: Socket>(
     id: &RequestId,
     request: &Request<Incoming>,
     kind: StreamKind,
+    trace: &Trace,
 ) -> Result<Response<Bytes>, Refusal> {
     let method = request.method();
     if method != Method::GET && method != Method::HEAD {
@@ -129,11 +140,13 @@ async fn stream<S: Socket>(
         return Err(Refusal::BODY);
     }
     let query = request.uri().query().unwrap_or_default();
-    let asked = Asked { id, peer: visit.peer, headers: request.headers(), query };
+    let asked = Asked { id, peer: visit.peer, headers: request.headers(), query, trace };
     let opened = door.in_time(async {
         let admitted = door.admit(&asked).await?;
         let named =
             StreamRequest { stream: Some(kind.name().to_owned()), ..StreamRequest::from_query(query) };
+        trace.enter(Part::Stream);
+        trace.stream(kind);
         let stream = door.stream(&named, admitted.viewer()).await?;
         if method == Method::HEAD {
             return Ok(None);
@@ -167,12 +180,13 @@ async fn open_websocket<S: Socket>(
     visit: &Visit<S>,
     id: &RequestId,
     request: &Request<Incoming>,
+    trace: &Trace,
 ) -> Refusal {
     if !request.body().is_end_stream() {
         return Refusal::BODY;
     }
     let query = request.uri().query().unwrap_or_default();
-    let asked = Asked { id, peer: visit.peer, headers: request.headers(), query };
+    let asked = Asked { id, peer: visit.peer, headers: request.headers(), query, trace };
     let opened = door.in_time(async {
         let admitted = door.admit(&asked).await?;
         let handshake = Handshake::read(request.method(), request.headers())?;
@@ -181,8 +195,12 @@ async fn open_websocket<S: Socket>(
         let stream = if wanted.stream.as_deref().unwrap_or_default().is_empty() {
             None
         } else {
+            trace.enter(Part::Stream);
             match door.stream(&wanted, admitted.viewer()).await {
-                Ok(stream) => Some(stream),
+                Ok(stream) => {
+                    trace.stream(stream.kind);
+                    Some(stream)
+                }
                 Err(refusal) => {
                     let refusal = refused(door, id, refusal);
                     headers::write_text_frame(&mut head, &refusal.frame());

@@ -27,6 +27,8 @@ use crate::core::handover::{Command, Delivery, StageItem};
 use crate::core::mailbox::Mailbox;
 use crate::core::stream::Channel;
 use crate::core::subscriptions::REACTORS_MAX;
+#[cfg(feature = "otel")]
+use crate::core::trail::Trails;
 use crate::limits::Limits;
 use crate::redis::Options;
 use crate::redis::backoff::Backoff;
@@ -51,12 +53,19 @@ const WAKER: Token = Token(0);
 const SOCKET: Token = Token(1);
 
 /// The ingest before its thread runs: gives out what others need to be made with.
-#[derive(Debug)]
 pub struct Ingest<S> {
     poll: Poll,
     waker: Arc<Waker>,
     commands: Arc<Mailbox<Command<S>>>,
     stats: Arc<IngestStats>,
+    #[cfg(feature = "otel")]
+    trails: Option<Trails>,
+}
+
+impl<S> std::fmt::Debug for Ingest<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Ingest")
+    }
 }
 
 /// What the ingest works with.
@@ -113,7 +122,15 @@ impl<S: Send + 'static> Ingest<S> {
             waker,
             commands: Arc::new(Mailbox::new(move || wake(&of_mailbox))),
             stats: Arc::default(),
+            #[cfg(feature = "otel")]
+            trails: None,
         })
+    }
+
+    /// Has messages followed from when they are read.
+    #[cfg(feature = "otel")]
+    pub fn follow(&mut self, trails: Trails) {
+        self.trails = Some(trails);
     }
 
     /// Where commands go.
@@ -191,18 +208,19 @@ impl<S: Send + 'static> Worker<S> {
     fn new(ingest: Ingest<S>, setup: Setup<S>, stop: Arc<AtomicBool>) -> Worker<S> {
         let Setup { options, limits, gate, reactors, stage, presence, clock } = setup;
         let now = Instant::now();
+        #[cfg_attr(not(feature = "otel"), allow(unused_mut))]
+        let mut router =
+            Router::new(options.clone(), Arc::clone(&gate), reactors, stage, Arc::clone(&ingest.stats));
+        #[cfg(feature = "otel")]
+        {
+            router.trails = ingest.trails;
+        }
         Worker {
             poll: ingest.poll,
             waker: ingest.waker,
             commands: ingest.commands,
             taken: Vec::new(),
-            router: Router::new(
-                options.clone(),
-                Arc::clone(&gate),
-                reactors,
-                stage,
-                Arc::clone(&ingest.stats),
-            ),
+            router,
             link: None,
             attempt: Attempt::At(now),
             backoff: Backoff::default(),

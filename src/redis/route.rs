@@ -17,6 +17,8 @@ use crate::core::handover::{Attachment, Command, Delivery, HoldError, Reply, Sta
 use crate::core::mailbox::Mailbox;
 use crate::core::stream::Channel;
 use crate::core::subscriptions::Subscriptions;
+#[cfg(feature = "otel")]
+use crate::core::trail::Trails;
 use crate::proto::ring::{Frame, Payload};
 use crate::redis::Options;
 use crate::redis::connect::{advice, tell};
@@ -39,6 +41,8 @@ pub(super) struct Router<S> {
     stats: Arc<IngestStats>,
     finished: Vec<(Reply, Result<(), HoldError>)>,
     last_refusal: String,
+    #[cfg(feature = "otel")]
+    pub(super) trails: Option<Trails>,
 }
 
 /// A mailbox, and what will be put into it at the end of the turn.
@@ -75,6 +79,8 @@ impl<S> Router<S> {
             stats,
             finished: Vec::new(),
             last_refusal: String::new(),
+            #[cfg(feature = "otel")]
+            trails: None,
         }
     }
 
@@ -190,10 +196,14 @@ impl<S> Router<S> {
         }
         let at = Position { epoch: self.epoch, seq: self.seq, read_at };
         match self.copies.parse(channel.clone(), at, payload, &self.gate) {
-            Parsed::Event(event) => match &mut self.stage {
-                Some(stage) if channel.is_filtered() => stage.batch.push(StageItem::Event(event, mask)),
-                _ => self.deliver(mask, || Delivery::Event(Arc::clone(&event))),
-            },
+            Parsed::Event(event) => {
+                #[cfg(feature = "otel")]
+                let event = self.followed(event, mask);
+                match &mut self.stage {
+                    Some(stage) if channel.is_filtered() => stage.batch.push(StageItem::Event(event, mask)),
+                    _ => self.deliver(mask, || Delivery::Event(Arc::clone(&event))),
+                }
+            }
             Parsed::Kill => {
                 add(&self.stats.kills, 1);
                 self.table.killed(&channel);
@@ -206,6 +216,17 @@ impl<S> Router<S> {
             }
             Parsed::Ignored(reason) => add(self.stats.ignored(reason), 1),
         }
+    }
+
+    /// Nobody else has the event yet.
+    #[cfg(feature = "otel")]
+    fn followed(&self, mut event: Arc<Event>, mask: u16) -> Arc<Event> {
+        if let Some(trail) = self.trails.as_ref().and_then(|trails| trails(&event, mask.count_ones()))
+            && let Some(event) = Arc::get_mut(&mut event)
+        {
+            event.follow(trail);
+        }
+        event
     }
 
     fn too_long(&mut self, name: &[u8], bytes: u64) {

@@ -35,6 +35,8 @@ use crate::redis::sentinel;
 use crate::redis::stats::IngestStats;
 use crate::status::{self, Process, Status};
 use crate::sys;
+#[cfg(feature = "otel")]
+use crate::telemetry::Telemetry;
 use systemd::Passed;
 
 /// Why the server could not start or had to end: one line for the person who started it.
@@ -77,7 +79,14 @@ async fn serve(mut config: Config, passed: Passed) -> Result<(), Failure> {
             usize::try_from(descriptors.saturating_sub(DESCRIPTORS_KEPT)).unwrap_or(usize::MAX);
     }
 
-    let ingest = Ingest::<Socket>::new().map_err(|error| no_poll(&error))?;
+    #[cfg_attr(not(feature = "otel"), allow(unused_mut))]
+    let mut ingest = Ingest::<Socket>::new().map_err(|error| no_poll(&error))?;
+    #[cfg(feature = "otel")]
+    let telemetry = telemetry(&config)?;
+    #[cfg(feature = "otel")]
+    if let Some(trails) = telemetry.as_ref().and_then(|telemetry| telemetry.trails(clock)) {
+        ingest.follow(trails);
+    }
     let gate = Gate::new(limits.backpressure_high_bytes, limits.backpressure_high_bytes / 2, ingest.waker());
     let reactors = (0..limits.reactors)
         .map(|number| Reactor::new(number as u16))
@@ -188,6 +197,10 @@ async fn serve(mut config: Config, passed: Passed) -> Result<(), Failure> {
         },
         streams: true,
     });
+    #[cfg(feature = "otel")]
+    if let Some(telemetry) = &telemetry {
+        door.follow(telemetry.arrivals());
+    }
     // Set once, here.
     let _ = the_door.set(Arc::clone(&door));
     let listener = match passed.main {
@@ -288,7 +301,34 @@ async fn serve(mut config: Config, passed: Passed) -> Result<(), Failure> {
     if let Some(ingest) = Arc::into_inner(ingest) {
         ingest.stop();
     }
+    #[cfg(feature = "otel")]
+    if let Some(telemetry) = telemetry {
+        flush(telemetry, &mut signals).await;
+    }
     Ok(())
+}
+
+/// Traces, where they are asked for.
+#[cfg(feature = "otel")]
+fn telemetry(config: &Config) -> Result<Option<Telemetry>, Failure> {
+    let traces = config.traces.as_ref();
+    traces.map(|traces| Telemetry::start(traces, &config.tls).map_err(Failure)).transpose()
+}
+
+/// Sends the last spans, in the time that the telemetry gives itself.
+#[cfg(feature = "otel")]
+async fn flush(telemetry: Telemetry, signals: &mut Signals) {
+    let (done, flushed) = tokio::sync::oneshot::channel::<()>();
+    let thread = std::thread::Builder::new().name("traces-end".into()).spawn(move || {
+        telemetry.stop();
+        drop(done);
+    });
+    if thread.is_ok() {
+        tokio::select! {
+            _ = flushed => {}
+            () = signals.next() => {}
+        }
+    }
 }
 
 /// Ready when the ingest's or a reactor's thread has ended, which none does by itself.

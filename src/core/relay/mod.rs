@@ -39,6 +39,7 @@ use crate::core::log::Log;
 use crate::core::stream::{Channel, Id, Stream};
 use crate::core::table::{Found, SYSTEM, Table};
 use crate::core::talkers::{self, Talkers};
+use crate::core::trail::Step;
 use crate::core::wheel::Wheel;
 use crate::limits::Limits;
 
@@ -187,7 +188,7 @@ impl<S: Socket> Relay<S> {
     fn event(&mut self, event: Arc<Event>, now: Duration) {
         let clients = &self.clients;
         let found = self.table.find(event.channel(), |member| membership::channel_of(clients, member));
-        let Some(found) = found else { return };
+        let Some(found) = found else { return event.mark(Step::Done) };
         let seq = event.position().seq;
         let asks = event.needs_audience();
         let place = self.log.next_place();
@@ -222,6 +223,8 @@ impl<S: Socket> Relay<S> {
         if delivered_to > 0 {
             add(&self.counters.pending, u64::from(delivered_to));
             self.log.append(event, delivered_to);
+        } else {
+            event.mark(Step::Done);
         }
     }
 

@@ -50,7 +50,7 @@ struct Entry {
     deadline: Option<Duration>,
     asked: Asked,
     /// What `asked` takes, if it was made for this entry.
-    asked_bytes: usize,
+    asked_bytes: u32,
     question: u64,
 }
 
@@ -252,7 +252,8 @@ impl Machine {
         };
         entry.bytes += bytes;
         entry.asked = Arc::clone(&watching.asked);
-        entry.asked_bytes = if bytes > 0 { std::mem::size_of_val(&*entry.asked) } else { 0 };
+        let asked = u32::try_from(std::mem::size_of_val(&*entry.asked)).unwrap_or(u32::MAX);
+        entry.asked_bytes = if bytes > 0 { asked } else { 0 };
         let key = self.hasher.hash_one(entry.event.payload());
         if let Some(id) = self.usable(key, entry, &watching, now) {
             add(&self.stats.answers_reused, 1);
