@@ -311,6 +311,24 @@ fn what_is_refused_is_an_error_and_no_secret_is_said_wherever_it_stands() {
 }
 
 #[test]
+fn whoever_leaves_before_there_is_an_answer_is_an_error_too() {
+    let Some((receiver, _tap, world)) = traced(&[("LOG_LEVEL", "debug")]) else { return };
+    let viewer = world.viewer("read");
+    // Redis confirms nothing for a while.
+    world.redis.command(&["CLIENT", "PAUSE", "3000"]);
+    let mut connection = world.server.connect();
+    connection.send(request("GET", USER, &[("Authorization", &viewer.bearer())]).as_bytes());
+    world.server.until_output("identified");
+    drop(connection);
+    let span = receiver.named(&format!("GET {USER}"));
+    span.expect(&[("error.type", "left"), ("http.response.status_code", "")]);
+    assert_eq!(span.field("Status code"), "STATUS_CODE_ERROR");
+    let names: Vec<String> =
+        receiver.children(&span).iter().map(|child| child.field("Name").to_owned()).collect();
+    assert!(names.contains(&"wait for Redis".to_owned()), "{names:?}");
+}
+
+#[test]
 fn a_proxy_decides_what_is_traced_and_strangers_do_not() {
     let off = [("OTEL_TRACES_SAMPLER", "parentbased_traceidratio"), ("OTEL_TRACES_SAMPLER_ARG", "0")];
     let Some((receiver, _tap, world)) = traced(&off) else { return };
@@ -373,17 +391,23 @@ fn a_message_is_traced_from_redis_to_its_last_write() {
     let mut tagged = Sse::open(&world.server, "/api/v1/streaming/hashtag?tag=Tellnobody", &viewer.token);
     let author = world.account();
     let id = 109_501_234_567_890_000 + u64::from(std::process::id());
-    world.publish("timeline:hashtag:tellnobody", &message("update", &status(id, author)));
-    assert_eq!(tagged.next().name, "update");
-    let read = nanoseconds_now();
-    let span = receiver.named("relay hashtag");
+    let mut read = 0;
+    // The second finds PostgreSQL's connection open, so that its question takes no time to speak of.
+    for id in [id, id + 1] {
+        world.publish("timeline:hashtag:tellnobody", &message("update", &status(id, author)));
+        assert_eq!(tagged.next().name, "update");
+        read = nanoseconds_now();
+    }
+    let mut spans = receiver.until("of the tag", 2, |span| span.field("Name") == "relay hashtag");
+    spans.sort_by_key(Span::lasts);
+    let span = &spans[1];
     span.expect(&[("tidegate.event", "update"), ("tidegate.deliveries", "1")]);
-    let children = receiver.children(&span);
+    let children = receiver.children(span);
     assert_eq!(children.len(), 1, "{children:?}");
     assert_eq!(children[0].field("Name"), "find audience");
     let ((start, end), (asked, known)) = (span.lasts(), children[0].lasts());
     // The stage keeps the status for a second: that is no part of its way.
-    assert!(start <= asked && asked < known && known <= end && end < read + 900_000_000, "{span:?}");
+    assert!(start <= asked && asked < known && known <= end && end < read + 500_000_000, "{span:?}");
     assert!(!tap.heard("ellnobody") && !tap.heard(&viewer.account.to_string()));
 }
 
