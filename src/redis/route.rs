@@ -11,6 +11,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use crate::core::counters::{add, set};
+#[cfg(feature = "otel")]
+use crate::core::event::Event;
 use crate::core::event::{Copies, Parsed, Position};
 use crate::core::gate::Gate;
 use crate::core::handover::{Attachment, Command, Delivery, HoldError, Reply, StageItem};
