@@ -103,6 +103,13 @@ pub struct Limits {
     pub client_message_bytes_max: usize,
     /// `MAX_SUBSCRIPTIONS`, 200: streams on one WebSocket.
     pub subscriptions_max: usize,
+    /// `CLIENT_MESSAGE_RATE`, 50: frames per second and connection, of whatever kind, and reads that finish
+    /// none. Subscribing takes up to 20 of them; who pings does it once in a second at most, and apps once a
+    /// minute. At 50 a client costs a few hundredths of a percent of a core …
+    pub client_message_rate: u32,
+    /// `CLIENT_MESSAGE_BURST`, 1000: … after so many at once: the web client sends all its subscriptions, and
+    /// a proxy may deliver in one piece what waited for a slow network. At least `SUBSCRIBE_BURST`.
+    pub client_message_burst: u32,
     /// `SUBSCRIBE_RATE`, 20: subscribe and unsubscribe messages per second and connection …
     pub subscribe_rate: u32,
     /// `SUBSCRIBE_BURST`, 200: … after so many at once.
@@ -153,6 +160,8 @@ impl Default for Limits {
             close_flush: Duration::from_secs(1),
             client_message_bytes_max: 64 << 10,
             subscriptions_max: 200,
+            client_message_rate: 50,
+            client_message_burst: 1000,
             subscribe_rate: 20,
             subscribe_burst: 200,
             param_bytes_max: 512,

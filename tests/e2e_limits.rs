@@ -6,7 +6,7 @@
 mod support;
 
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use support::http::{Connection, request};
@@ -134,6 +134,84 @@ fn a_connection_asks_only_so_often() {
 }
 
 #[test]
+fn a_client_says_only_so_much() {
+    let settings = [
+        ("CLIENT_MESSAGE_RATE", "1"),
+        ("CLIENT_MESSAGE_BURST", "50"),
+        ("SUBSCRIBE_RATE", "1"),
+        ("SUBSCRIBE_BURST", "10"),
+    ];
+    let Some(world) = world(&settings) else { return };
+    let viewer = world.viewer("read");
+    let open = || RawWs::open(&world.server, "/", &viewer.token);
+    let mut other = open();
+    // Whatever it is, and though nothing of it is answered.
+    let floods: [(&str, Vec<u8>); 5] = [
+        ("pings", RawWs::encode(0x89, b"p").repeat(60)),
+        ("pongs that nobody asked for", RawWs::encode(0x8a, b"").repeat(60)),
+        ("no JSON", RawWs::encode(0x81, b"{").repeat(60)),
+        ("an unknown type", RawWs::encode(0x81, br#"{"type":"x"}"#).repeat(60)),
+        ("empty fragments", [RawWs::encode(0x01, b""), RawWs::encode(0x00, b"").repeat(60)].concat()),
+    ];
+    for (number, (what, flood)) in (1..).zip(&floods) {
+        let mut raw = open();
+        raw.connection.send(flood);
+        assert_eq!(close_code(&mut raw), 1008, "{what}");
+        world.until_closed("rate_limited", number);
+    }
+    // Bytes that finish nothing are read one by one, and so are those that mean nothing.
+    let mut trickle = open();
+    let mut stream = Sse::open(&world.server, USER, &viewer.token);
+    wait_until("both are closed", PATIENCE, || {
+        let _ = trickle.connection.try_send(&RawWs::encode(0x81, &[b' '; 10_000])[..1]);
+        let _ = trickle.connection.try_send(b"\xfe");
+        let _ = stream.connection.try_send(b"x");
+        let labels = [("reason", "rate_limited")];
+        world.server.metric("tidegate_clients_closed_total", &labels) == Some(7.0)
+    });
+    let last = String::from_utf8(stream.connection.until_closed()).unwrap();
+    assert!(last.contains(":too many messages\n"), "{last:?}");
+    is_alive(&mut other);
+}
+
+#[test]
+fn who_keeps_to_the_measure_may_go_on_for_ever() {
+    let settings = [
+        ("CLIENT_MESSAGE_RATE", "100"),
+        ("CLIENT_MESSAGE_BURST", "10"),
+        ("SUBSCRIBE_RATE", "1"),
+        ("SUBSCRIBE_BURST", "1"),
+    ];
+    let Some(world) = world(&settings) else { return };
+    let viewer = world.viewer("read");
+    let mut raw = RawWs::open(&world.server, "/", &viewer.token);
+    // Five times as many as fit at once.
+    let begin = Instant::now();
+    for n in 0..50u32 {
+        std::thread::sleep((begin + Duration::from_millis(11) * n).saturating_duration_since(Instant::now()));
+        raw.send(0x89, &n.to_be_bytes());
+        let pong = raw.next();
+        assert_eq!((pong.opcode, pong.payload.as_slice()), (10, &n.to_be_bytes()[..]));
+    }
+    is_alive(&mut raw);
+    world.until_closed("rate_limited", 0);
+}
+
+#[test]
+fn all_columns_of_a_web_client_at_once_are_no_flood() {
+    let Some(world) = world(&[]) else { return };
+    let viewer = world.viewer("read");
+    let mut raw = RawWs::open(&world.server, "/", &viewer.token);
+    let ask = RawWs::encode(0x81, br#"{"type":"subscribe","stream":"nonsense"}"#);
+    raw.connection.send(&[ask.repeat(200), RawWs::encode(0x89, b"still here").repeat(200)].concat());
+    for _ in 0..200 {
+        assert_eq!(raw.next_text(), r#"{"error":"Unknown stream type","status":400}"#);
+    }
+    assert_eq!(raw.next().payload, b"still here");
+    world.until_closed("rate_limited", 0);
+}
+
+#[test]
 fn tags_and_lists_have_a_length() {
     let Some(world) = world(&[]) else { return };
     let viewer = world.viewer("read");
@@ -199,6 +277,48 @@ fn all_unfinished_messages_together_have_a_size() {
     assert!(told >= 30, "who has to go is told: {told}");
     drop(hoarders);
     world.server.until_metric("tidegate_unfinished_bytes", &[], 0.0);
+}
+
+/// However little each of them holds, and whoever sends the byte that is too much.
+#[test]
+fn hoarders_go_before_a_client_whose_message_comes_in_two_pieces() {
+    let settings = [("MAX_UNFINISHED_BYTES", "100000"), ("STREAMING_THREADS", "1")];
+    let Some(world) = world(&settings) else { return };
+    let viewer = world.viewer("read");
+    let closed = || world.server.metric("tidegate_clients_closed_total", &[("reason", "unfinished")]);
+    let whole = RawWs::encode(0x81, br#"{"type":"subscribe","stream":"nonsense"}"#);
+    let frame = RawWs::encode(0x81, &[b' '; 60_000]);
+    for (held, at_once) in [(7, 20), (5000, 2)] {
+        let before = closed().unwrap_or(0.0);
+        let mut honest = RawWs::open(&world.server, "/", &viewer.token);
+        let mut hoarders: Vec<RawWs> = Vec::new();
+        let mut until_too_much = || {
+            let before = closed();
+            while closed() == before {
+                for _ in 0..at_once {
+                    let mut raw = RawWs::open(&world.server, "/", &viewer.token);
+                    raw.connection.send(&frame[..held]);
+                    hoarders.push(raw);
+                }
+            }
+        };
+        until_too_much();
+        honest.connection.send(&whole[..20]);
+        until_too_much();
+        honest.connection.send(&whole[20..]);
+        assert_eq!(honest.next_text(), r#"{"error":"Unknown stream type","status":400}"#);
+        let mut told = 0.0;
+        for raw in &mut hoarders {
+            raw.connection.patience(Duration::from_millis(1));
+            if raw.connection.read_more().is_ok_and(|read| read >= 4) {
+                assert_eq!(close_code(raw), 1008);
+                told += 1.0;
+            }
+        }
+        assert_eq!(closed(), Some(before + told));
+        drop(hoarders);
+        world.server.until_metric("tidegate_unfinished_bytes", &[], 0.0);
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use tungstenite::protocol::{Role, WebSocket, WebSocketConfig};
 use tungstenite::{Error, Message};
 
-use tidegate::proto::ws::{Decoder, Incoming, ProtocolError};
+use tidegate::proto::ws::{Decoder, Fed, Incoming, ProtocolError};
 
 /// Small, so that it is met.
 pub const MESSAGE_BYTES_MAX: usize = 300;
@@ -47,7 +47,8 @@ pub fn decode(stream: &[u8], splits: &[u8]) -> (Vec<Seen>, Option<ProtocolError>
             if seen.len() % 3 == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         match fed {
-            Ok(used) => {
+            Ok(Fed { used, frames }) => {
+                assert!(frames as usize <= size, "frames without bytes");
                 assert!(used == size || (used > 0 && seen.len() > count), "no progress");
                 rest = &mut rest[used..];
             }

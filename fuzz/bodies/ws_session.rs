@@ -3,15 +3,17 @@
 //!
 //! Checked after every step: the bytes that the socket took are whole frames that tungstenite reads, nothing
 //! after a close; a client has no more subscriptions than allowed, none twice, and one question at the door;
-//! only what it subscribed to is delivered; the ledger balances. At the end every channel is given back.
+//! it sent no more frames than allowed, and holds no more unfinished than allowed, nor for longer; only what it
+//! subscribed to is delivered; the ledger balances. At the end every channel is given back.
 //!
-//! Input: a byte for the size of the reads, one for the token's scopes, then steps (see `Session::step`).
+//! Input: a byte for the size of the reads and for how much may be said, one for the token's scopes, then steps (see `Session::step`).
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSlice};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -32,6 +34,11 @@ const ACCOUNT: u64 = 7;
 const HEAD: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\n\r\n";
 const SUBSCRIPTIONS_MAX: usize = 4;
 const BURST: u32 = 10;
+const UNFINISHED_BYTES_MAX: usize = 800;
+const UNFINISHED_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Messages a second.
+const MESSAGE_RATE: u32 = 1;
 
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
@@ -64,20 +71,34 @@ struct Session {
     read: usize,
     /// How many messages were sent, as long as all were well-formed and no time has passed.
     polite: Option<u32>,
+    /// Whether bytes were sent that are no frames: later ones may be taken for something else.
+    junk: bool,
+    /// Whole frames that were sent since the beginning, of any kind.
+    frames: u32,
+    began: Duration,
+    message_burst: u32,
+    /// Since when there is something unfinished, as the client may find by itself.
+    unfinished_since: Option<Duration>,
 }
 
 impl Session {
     fn new(input: &mut Input<'_>) -> Session {
-        let buffer = vec![0; [1, 7, 64, 4096][input.below(4)]];
+        let choice = input.below(6);
+        let buffer = vec![0; [1, 7, 64, 4096, 64, 4096][choice]];
+        // Reads of a byte or two cost more than what is counted here.
+        let message_burst = if choice < 4 { 1_000_000 } else { 16 };
         let scopes = input.of(&[Scopes::READ, Scopes::READ_STATUSES, Scopes::READ_NOTIFICATIONS]);
         let viewer = Viewer { account: ACCOUNT, token: 9, scopes };
         let limits = Limits {
             client_message_bytes_max: 600,
             subscriptions_max: SUBSCRIPTIONS_MAX,
+            client_message_rate: MESSAGE_RATE,
+            client_message_burst: message_burst,
             subscribe_rate: 2,
             subscribe_burst: BURST,
             param_bytes_max: 24,
-            unfinished_bytes_max: 2048,
+            unfinished_bytes_max: UNFINISHED_BYTES_MAX,
+            unfinished_timeout: UNFINISHED_TIMEOUT,
             reactors: 1,
             ..Limits::default()
         };
@@ -95,7 +116,8 @@ impl Session {
             subscription: None,
             address: None,
         };
-        let polite = client.read_ahead.is_empty().then_some(0);
+        let junk = !client.read_ahead.is_empty();
+        let polite = (!junk && choice < 4).then_some(0);
         relay.deliver(Delivery::Client(Box::new(client), 0), now);
         let held = [(Channel::AccessToken(9), 1), (Channel::System(ACCOUNT), 1)].into();
         let mut session = Session {
@@ -112,15 +134,21 @@ impl Session {
             had: BTreeSet::new(),
             read: 0,
             polite,
+            junk,
+            frames: 0,
+            began: now,
+            message_burst,
+            unfinished_since: None,
         };
         session.settle();
         session
     }
 
     fn step(&mut self, input: &mut Input<'_>) {
-        match input.below(18) {
+        match input.below(19) {
             0 => {
-                self.polite = None;
+                (self.polite, self.unfinished_since) = (None, None);
+                self.junk = true;
                 self.send(input.bytes(80));
             }
             1 | 2 => {
@@ -132,7 +160,9 @@ impl Session {
                 for (number, part) in text.chunks(piece).enumerate() {
                     let opcode = u8::from(number == 0) | if number + 1 == count { 0x80 } else { 0 };
                     self.send(&frame(opcode, part));
+                    self.frames += 1;
                 }
+                self.unfinished_since = None;
             }
             3..=7 => {
                 if let Some(sent) = &mut self.polite {
@@ -140,6 +170,8 @@ impl Session {
                 }
                 let text = request(input);
                 self.send(&frame(0x81, text.as_bytes()));
+                self.frames += 1;
+                self.unfinished_since = None;
             }
             8 | 9 => self.answer(true),
             10 => self.answer(false),
@@ -149,6 +181,10 @@ impl Session {
                 self.relay.tick(self.now);
                 // Messages are counted anew, and a ping may have gone unanswered.
                 self.polite = None;
+                let open = self.relay.inspect(0).is_some_and(|seen| seen.open);
+                if let Some(since) = self.unfinished_since.filter(|_| open) {
+                    assert!(self.now - since < UNFINISHED_TIMEOUT + Duration::from_millis(1100));
+                }
             }
             14 => {
                 let room = [0, 1, 30, 200, usize::MAX][input.below(5)];
@@ -164,6 +200,7 @@ impl Session {
                     self.polite = None;
                 }
                 self.send(&frame(opcode, &payload));
+                self.frames += 1;
             }
             16 => {
                 self.polite = None;
@@ -178,11 +215,21 @@ impl Session {
                 };
                 self.relay.deliver(delivery, self.now);
             }
-            _ => {
+            17 => {
                 if input.byte() == 255 {
                     self.polite = None;
                     self.pipe.borrow_mut().left = true;
                     self.relay.readable(0, true, &mut self.buffer, self.now);
+                }
+            }
+            // A message that goes on without end.
+            _ => {
+                self.polite = None;
+                let opcode = if self.unfinished_since.is_some() { 0x00 } else { 0x01 };
+                self.send(&frame(opcode, &[b' '; 200][..input.below(200)]));
+                self.frames += 1;
+                if !self.junk {
+                    self.unfinished_since.get_or_insert(self.now);
                 }
             }
         }
@@ -265,6 +312,9 @@ impl Session {
             self.asked = Some(request);
         }
         self.relay.effects.arrived.clear();
+        self.relay.publish_gauges();
+        let unfinished = self.counters.unfinished_bytes.load(Ordering::Relaxed);
+        assert!(unfinished <= UNFINISHED_BYTES_MAX as u64, "{unfinished} bytes are unfinished");
         self.take_released();
         if let Some(seen) = self.relay.inspect(0) {
             assert!(seen.streams.len() <= SUBSCRIPTIONS_MAX);
@@ -279,6 +329,11 @@ impl Session {
                 .collect();
             for (number, one) in channels.iter().enumerate() {
                 assert!(!channels[..number].contains(one), "the same stream twice");
+            }
+            if seen.open {
+                let passed = (self.now - self.began).as_secs() as u32 + 1;
+                let allowed = self.message_burst.saturating_add(passed * MESSAGE_RATE);
+                assert!(self.junk || self.frames <= allowed, "{} frames of {allowed}", self.frames);
             }
             if let Some(sent) = self.polite {
                 assert_eq!(seen.open, sent <= BURST, "{sent} messages of {BURST}");

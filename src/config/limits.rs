@@ -10,6 +10,11 @@ const GIB: usize = 1 << 30;
 
 pub(super) fn limits(read: &mut Reader) -> Limits {
     let d = Limits::default();
+    // Whoever may subscribe so often may send as many messages.
+    let subscribe_rate = read.number(&v::SUBSCRIBE_RATE, d.subscribe_rate, 1..=1_000_000);
+    let subscribe_burst = read.number(&v::SUBSCRIBE_BURST, d.subscribe_burst, 1..=1_000_000);
+    let client_message_rate = read.number(&v::CLIENT_MESSAGE_RATE, d.client_message_rate, 1..=1_000_000);
+    let client_message_burst = read.number(&v::CLIENT_MESSAGE_BURST, d.client_message_burst, 1..=1_000_000);
     Limits {
         backpressure_high_bytes: read.bytes(
             &v::BACKPRESSURE_HIGH_BYTES,
@@ -38,8 +43,10 @@ pub(super) fn limits(read: &mut Reader) -> Limits {
             125..=64 << 20,
         ),
         subscriptions_max: read.number(&v::MAX_SUBSCRIPTIONS, d.subscriptions_max, 1..=100_000),
-        subscribe_rate: read.number(&v::SUBSCRIBE_RATE, d.subscribe_rate, 1..=1_000_000),
-        subscribe_burst: read.number(&v::SUBSCRIBE_BURST, d.subscribe_burst, 1..=1_000_000),
+        client_message_rate: client_message_rate.max(subscribe_rate),
+        client_message_burst: client_message_burst.max(subscribe_burst),
+        subscribe_rate,
+        subscribe_burst,
         param_bytes_max: read.bytes(&v::MAX_PARAM_BYTES, d.param_bytes_max, 1..=64 << 10),
         unfinished_bytes_max: read.bytes(&v::MAX_UNFINISHED_BYTES, d.unfinished_bytes_max, 1024..=64 * GIB),
         unfinished_timeout: read.seconds(&v::UNFINISHED_SECONDS, d.unfinished_timeout, 10..=HOUR_MS),

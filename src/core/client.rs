@@ -1,4 +1,4 @@
-//! A client in a reactor: plain data, 128 bytes, no task, no buffer, no timer object while it idles.
+//! A client in a reactor: plain data, 112 bytes, no task, no buffer, no timer object while it idles.
 //!
 //! | what | bytes |
 //! |---|---|
@@ -6,8 +6,8 @@
 //! | account, token | 16 |
 //! | first subscription inline (further ones on the heap) | 40 |
 //! | place in the log, offset, subscription at that place | 14 |
-//! | decoder, extra (one pointer each, null while idle) | 16 |
-//! | messages owed, last progress, generation, rate, system slots, flags | 32 |
+//! | extra (a pointer, null while idle) | 8 |
+//! | messages owed, last progress, generation, system slots, flags | 28 |
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -19,10 +19,9 @@ use smallvec::SmallVec;
 use crate::core::event::{Event, Transport};
 use crate::core::handover::{ClientId, Viewer};
 use crate::core::log::Place;
-use crate::core::session::{Bucket, StreamRequest};
+use crate::core::session::StreamRequest;
 use crate::core::stream::{Channel, Channels, Id, Param, Scopes, Stream, StreamKind};
 use crate::core::table::{SYSTEM, SubIndex};
-use crate::proto::ws;
 
 /// A client's connection, as far as decisions need it. Non-blocking.
 pub trait Socket {
@@ -142,7 +141,6 @@ pub(crate) struct Client<S> {
     /// While `owed > 0`: the first log entry that it has not finished is at or after this place.
     pub place: Place,
     pub extra: Option<Box<Extra>>,
-    pub decoder: ws::Decoder,
     /// Messages that it still has to get.
     pub owed: u32,
     /// Bytes written of the frame at `place`.
@@ -150,7 +148,6 @@ pub(crate) struct Client<S> {
     /// When it last finished a whole frame, or began to owe: milliseconds since the start.
     pub progress_ms: u32,
     pub generation: u32,
-    pub rate: Bucket,
     pub system_slots: [u32; 2],
     /// At `place`, subscriptions before this one are done.
     pub sub_at: SubIndex,
@@ -177,8 +174,6 @@ impl Flags {
     pub const READ_MORE: u8 = 16;
     /// The peer ended its side while there was more to read.
     pub const HUNG_UP: u8 = 32;
-    /// A timer watches its unfinished message.
-    pub const UNFINISHED: u8 = 64;
 
     pub fn has(self, flag: u8) -> bool {
         self.0 & flag != 0
@@ -209,18 +204,11 @@ pub(crate) struct Extra {
     pub waiting: VecDeque<(bool, StreamRequest)>,
     /// A request of this client is at the door.
     pub in_flight: bool,
-    /// When its unfinished incoming message has to be whole: milliseconds since the start, 0 while there is
-    /// none.
-    pub unfinished_due_ms: u32,
 }
 
 impl Extra {
     pub fn is_idle(&self) -> bool {
-        self.out.is_empty()
-            && self.finishing.is_none()
-            && self.waiting.is_empty()
-            && !self.in_flight
-            && self.unfinished_due_ms == 0
+        self.out.is_empty() && self.finishing.is_none() && self.waiting.is_empty() && !self.in_flight
     }
 
     pub fn out_bytes(&self) -> usize {
@@ -281,4 +269,4 @@ impl<S> Client<S> {
 }
 
 /// A client as production has it, with a socket of 8 bytes.
-const _: () = assert!(std::mem::size_of::<Option<Client<u64>>>() <= 128);
+const _: () = assert!(std::mem::size_of::<Option<Client<u64>>>() <= 112);

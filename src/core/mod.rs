@@ -22,4 +22,5 @@ pub mod stream;
 pub mod subscriptions;
 pub mod sync;
 pub mod table;
+mod talkers;
 pub mod wheel;

@@ -347,22 +347,30 @@ pub struct Bucket {
 const _: () = assert!(std::mem::size_of::<Bucket>() == 8);
 
 impl Bucket {
-    /// Takes one token at `now` (any clock that does not go back), of `rate` a second and at most `burst` at
-    /// once. False, and nothing taken, when there is none.
-    pub fn take(&mut self, now: Duration, rate: u32, burst: u32) -> bool {
-        // A connection that asks for nothing for 49 days may find its bucket less full than it should be.
-        let now_ms = now.as_millis() as u32;
-        let elapsed_ms = u64::from(now_ms.wrapping_sub(self.at_ms));
-        // One a second is one thousandth a millisecond.
-        let refilled_milli = elapsed_ms * u64::from(rate);
-        let owed_milli = u64::from(self.owed_milli).saturating_sub(refilled_milli) + 1000;
+    /// Takes tokens at `now` (any clock that does not go back), of `rate` a second and at most `burst` at
+    /// once. False, and nothing taken, when there are not as many.
+    pub fn take(&mut self, tokens: u32, now: Duration, rate: u32, burst: u32) -> bool {
+        let owed_milli = self.owed_milli(now, rate) + 1000 * u64::from(tokens);
         if owed_milli > u64::from(burst) * 1000 {
             return false;
         }
         // Only a burst of millions exceeds the field; it is then capped, not wrapped.
         self.owed_milli = u32::try_from(owed_milli).unwrap_or(u32::MAX);
-        self.at_ms = now_ms;
+        self.at_ms = now.as_millis() as u32;
         true
+    }
+
+    /// Whether it is as good as a new one.
+    pub fn is_full(&self, now: Duration, rate: u32) -> bool {
+        self.owed_milli(now, rate) == 0
+    }
+
+    /// What is still owed at `now`, in thousandths.
+    fn owed_milli(&self, now: Duration, rate: u32) -> u64 {
+        // One who asks for nothing for 49 days would find the bucket less full than it should be.
+        let elapsed_ms = (now.as_millis() as u32).wrapping_sub(self.at_ms);
+        // One a second is one thousandth a millisecond.
+        u64::from(self.owed_milli).saturating_sub(u64::from(elapsed_ms) * u64::from(rate))
     }
 }
 

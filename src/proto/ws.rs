@@ -8,4 +8,4 @@ mod decode;
 pub mod encode;
 pub mod handshake;
 
-pub use decode::{Decoder, Incoming, ProtocolError};
+pub use decode::{Decoder, Fed, Incoming, ProtocolError};

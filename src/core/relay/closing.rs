@@ -12,10 +12,9 @@ use bytes::{Buf, Bytes};
 use super::output::Gathered;
 use super::{Relay, Socket, Timer, timer_key, wire};
 use crate::core::client::{Flags, Phase};
-use crate::core::counters::{CloseReason, add, set, sub};
+use crate::core::counters::{CloseReason, add, sub};
 use crate::core::stream::Channel;
 use crate::limits::LINGER;
-use crate::proto::ws;
 
 impl<S: Socket> Relay<S> {
     /// Ends a connection, telling the peer why if it can be told.
@@ -103,14 +102,13 @@ impl<S: Socket> Relay<S> {
         let Some(client) = self.clients.get_mut(index as usize) else { return };
         let system = client.system_channels().iter().flatten().count() as u64;
         self.counters.client_closed(client.transport, system, reason);
-        self.unfinished_bytes = self.unfinished_bytes.saturating_sub(client.decoder.held_bytes());
-        client.decoder = ws::Decoder::default();
-        set(&self.counters.unfinished_bytes, self.unfinished_bytes as u64);
+        self.talkers.forget(index);
     }
 
     fn drop_client(&mut self, index: u32) {
         let Some(client) = self.clients.try_remove(index as usize) else { return };
         self.effects.departed += 1;
+        self.talkers.forget(index);
         if !self.addresses.is_empty() {
             self.addresses.remove(&index);
         }

@@ -36,12 +36,11 @@ use crate::core::counters::{CloseReason, ReactorCounters, add};
 use crate::core::event::{Event, Transport, Verdict};
 use crate::core::handover::{ClientId, Delivery, NewClient, SessionRequest};
 use crate::core::log::Log;
-use crate::core::session::Bucket;
 use crate::core::stream::{Channel, Id, Stream};
 use crate::core::table::{Found, SYSTEM, Table};
+use crate::core::talkers::{self, Talkers};
 use crate::core::wheel::Wheel;
 use crate::limits::Limits;
-use crate::proto::ws;
 
 pub use slow::Pressure;
 
@@ -102,8 +101,10 @@ pub struct Relay<S> {
     lagging: Vec<u32>,
     /// What the door counts the clients of an address by, where those are limited.
     addresses: HashMap<u32, Arc<()>>,
-    /// Unfinished incoming messages of all clients, in bytes.
-    unfinished_bytes: usize,
+    /// Who said something of late.
+    talkers: Talkers,
+    /// A timer looks after them.
+    watches_talkers: bool,
     /// Redis is lost since.
     gap_since: Option<Duration>,
     draining: bool,
@@ -122,7 +123,7 @@ enum Timer {
     Expiry = 1,
     CloseDeadline = 2,
     SpreadClose = 3,
-    Unfinished = 4,
+    Talkers = 4,
     AwayClose = 5,
 }
 
@@ -157,7 +158,8 @@ impl<S: Socket> Relay<S> {
             read_more: Vec::new(),
             lagging: Vec::new(),
             addresses: HashMap::new(),
-            unfinished_bytes: 0,
+            talkers: Talkers::default(),
+            watches_talkers: false,
             gap_since: None,
             draining: false,
             fired: Vec::new(),
@@ -251,12 +253,10 @@ impl<S: Socket> Relay<S> {
             subs: Default::default(),
             place: 0,
             extra: None,
-            decoder: ws::Decoder::default(),
             owed: 0,
             offset: 0,
             progress_ms: millis(now),
             generation,
-            rate: Bucket::default(),
             system_slots: [0; 2],
             sub_at: 0,
             scopes: viewer.scopes,
@@ -305,9 +305,11 @@ impl<S: Socket> Relay<S> {
                 Ok(0) => return self.left(index),
                 Ok(read) => {
                     let drained = read < buffer.len() && !client.flags.has(Flags::HUNG_UP);
-                    // What an SSE client sends after its request means nothing; a closing client's neither.
-                    if client.transport == Transport::WebSocket {
+                    let speaks = client.transport == Transport::WebSocket;
+                    if speaks && matches!(client.phase, Phase::Open | Phase::Gapped) {
                         self.decode(index, &mut buffer[..read], now);
+                    } else {
+                        self.ignore(index, now);
                     }
                     if drained {
                         return;
@@ -350,10 +352,12 @@ impl<S: Socket> Relay<S> {
         const EXPIRY: u64 = Timer::Expiry as u64;
         const CLOSE_DEADLINE: u64 = Timer::CloseDeadline as u64;
         const SPREAD_CLOSE: u64 = Timer::SpreadClose as u64;
-        const UNFINISHED: u64 = Timer::Unfinished as u64;
         let kind = key >> 61;
         if kind == Timer::AwayClose as u64 {
             return self.away_too_long(now);
+        }
+        if kind == Timer::Talkers as u64 {
+            return self.look_after_talkers(now);
         }
         let index = ((key >> 32) & ((1 << INDEX_BITS) - 1)) as u32;
         let generation = key as u32;
@@ -370,7 +374,6 @@ impl<S: Socket> Relay<S> {
                     if client.phase == Phase::Gapped { CloseReason::Gap } else { CloseReason::Drain };
                 self.close(index, reason, now);
             }
-            UNFINISHED => self.unfinished_deadline(index, now),
             _ => debug_assert!(false, "no such timer"),
         }
     }

@@ -10,9 +10,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::{Relay, Socket, Timer, millis, timer_key, wire};
+use super::{Relay, Socket, Timer, talkers, timer_key, wire};
 use crate::core::client::{Flags, Phase};
-use crate::core::counters::{CloseReason, add, set};
+use crate::core::counters::{CloseReason, add};
 use crate::core::handover::{ClientId, NewSubscription, SessionRequest, Want};
 use crate::core::session::{ClientMessage, RequestError, StreamRequest};
 use crate::core::stream::{Channel, Param, StreamKind};
@@ -33,16 +33,9 @@ type Batch = SmallVec<[Heard; 4]>;
 impl<S: Socket> Relay<S> {
     /// Bytes that a WebSocket client sent.
     pub(super) fn decode(&mut self, index: u32, bytes: &mut [u8], now: Duration) {
-        let limit = self.limits.client_message_bytes_max;
-        let Some(client) = self.clients.get_mut(index as usize) else { return };
-        if matches!(client.phase, Phase::Closing | Phase::Lingering) {
-            // Only the peer's end is waited for.
-            return;
-        }
-        let mut decoder = std::mem::take(&mut client.decoder);
-        let held_before = decoder.held_bytes();
         let mut heard = Batch::new();
-        let verdict = decoder.feed(bytes, limit, &mut |message| {
+        let limit = self.limits.client_message_bytes_max;
+        let verdict = self.talkers.feed(index, bytes, limit, now, &mut |message| {
             heard.push(match message {
                 Incoming::Text(text) => Heard::Text(text.to_owned()),
                 Incoming::Binary => Heard::Binary,
@@ -55,68 +48,57 @@ impl<S: Socket> Relay<S> {
                 _ => ControlFlow::Continue(()),
             }
         });
-        let held = decoder.held_bytes();
-        let idle = decoder.is_idle();
-        if let Some(client) = self.clients.get_mut(index as usize) {
-            client.decoder = decoder;
+        self.watch_talkers(now);
+        // Whoever broke the protocol goes for that.
+        let frames = verdict.map_or(1, |fed| fed.frames);
+        if !self.talkers.pay(index, frames, &self.limits, now) && verdict.is_ok() {
+            return self.close(index, CloseReason::RateLimited, now);
         }
-        self.unfinished_bytes = (self.unfinished_bytes + held).saturating_sub(held_before);
-        set(&self.counters.unfinished_bytes, self.unfinished_bytes as u64);
-        let whole = heard.iter().any(|message| matches!(message, Heard::Text(_)));
         for message in heard {
             self.hear(index, message, now);
-        }
-        let Some(client) = self.clients.get_mut(index as usize) else { return };
-        if matches!(client.phase, Phase::Closing | Phase::Lingering) {
-            return;
         }
         if let Err(error) = verdict {
             let reason = match error.code() {
                 wire::MESSAGE_TOO_BIG => CloseReason::TooBig,
                 _ => CloseReason::ProtocolError,
             };
-            return self.close_with(
-                index,
-                reason,
-                wire::close_frame(Some((error.code(), &error.to_string()))),
-                now,
-            );
+            self.close_with(index, reason, wire::close_frame(Some((error.code(), &error.to_string()))), now);
         }
         let share = self.limits.unfinished_bytes_max / self.limits.reactors.max(1);
-        if !idle && self.unfinished_bytes > share {
-            return self.close(index, CloseReason::Unfinished, now);
+        for hoarder in self.talkers.heaviest(share, now) {
+            self.close(hoarder, CloseReason::Unfinished, now);
         }
-        self.watch_unfinished(index, idle, whole, now);
     }
 
-    /// An unfinished message has to be whole in time, however slowly its bytes come.
-    fn watch_unfinished(&mut self, index: u32, idle: bool, whole: bool, now: Duration) {
-        let due = now + self.limits.unfinished_timeout;
-        let Some(client) = self.clients.get_mut(index as usize) else { return };
-        if idle || whole {
-            client.flags.clear(Flags::UNFINISHED);
-            if let Some(extra) = &mut client.extra {
-                extra.unfinished_due_ms = 0;
+    /// Bytes that mean nothing: an SSE client's after its request, a closing one's. They cost a read as well.
+    pub(super) fn ignore(&mut self, index: u32, now: Duration) {
+        let Some(client) = self.clients.get(index as usize) else { return };
+        let ends = matches!(client.phase, Phase::Closing | Phase::Lingering);
+        if !self.talkers.pay(index, 1, &self.limits, now) {
+            if ends {
+                return self.remove(index, CloseReason::RateLimited);
             }
-            client.tidy();
+            return self.close(index, CloseReason::RateLimited, now);
         }
-        if !idle && client.flags.set(Flags::UNFINISHED) {
-            client.extra().unfinished_due_ms = millis(due).max(1);
-            let key = timer_key(Timer::Unfinished, index, client.generation);
-            self.wheel.insert(due, key);
+        self.watch_talkers(now);
+    }
+
+    /// One timer for all: an unfinished message has to be whole in time, however slowly its bytes come, and
+    /// what the silent had in use is given back.
+    fn watch_talkers(&mut self, now: Duration) {
+        if !self.watches_talkers && !self.talkers.is_empty() {
+            self.watches_talkers = true;
+            let after = talkers::LOOK_AFTER.min(self.limits.unfinished_timeout / 4);
+            self.wheel.insert(now + after, timer_key(Timer::Talkers, 0, 0));
         }
     }
 
-    pub(super) fn unfinished_deadline(&mut self, index: u32, now: Duration) {
-        let Some(client) = self.clients.get_mut(index as usize) else { return };
-        // A timer of an earlier message of this client may fire while a later one still has time.
-        let late = client
-            .extra
-            .as_ref()
-            .is_some_and(|extra| extra.unfinished_due_ms != 0 && extra.unfinished_due_ms <= millis(now));
-        if late && !client.decoder.is_idle() {
-            self.close(index, CloseReason::Unfinished, now);
+    pub(super) fn look_after_talkers(&mut self, now: Duration) {
+        self.watches_talkers = false;
+        for late in self.talkers.tidy(&self.limits, now) {
+            self.close(late, CloseReason::Unfinished, now);
         }
+        self.watch_talkers(now);
     }
 
     fn hear(&mut self, index: u32, message: Heard, now: Duration) {
@@ -162,14 +144,13 @@ impl<S: Socket> Relay<S> {
             ClientMessage::Subscribe(request) => (true, request),
             ClientMessage::Unsubscribe(request) => (false, request),
         };
-        let (rate, burst) = (self.limits.subscribe_rate, self.limits.subscribe_burst);
-        let Some(client) = self.clients.get_mut(index as usize) else { return };
-        if !client.rate.take(now, rate, burst) {
+        if !self.talkers.pay_request(index, &self.limits, now) {
             return self.close(index, CloseReason::RateLimited, now);
         }
+        let Some(client) = self.clients.get_mut(index as usize) else { return };
         if client.extra.as_ref().is_some_and(|extra| extra.in_flight) {
             let extra = client.extra();
-            if extra.waiting.len() >= burst as usize {
+            if extra.waiting.len() >= self.limits.subscribe_burst as usize {
                 return self.close(index, CloseReason::RateLimited, now);
             }
             extra.waiting.push_back((subscribe, request));

@@ -75,6 +75,7 @@ impl<S: Socket> Relay<S> {
         set(&self.counters.log_bytes, self.log.bytes());
         set(&self.counters.lagging, self.lagging.len() as u64);
         set(&self.counters.ready, self.dirty.len() as u64);
+        set(&self.counters.unfinished_bytes, self.talkers.unfinished_bytes() as u64);
     }
 
     /// Answers a question about this reactor's clients.

@@ -241,14 +241,20 @@ fn a_bucket_gives_a_burst_and_then_its_rate() {
     let at = Duration::from_millis;
     let start = 5_000_000_000; // beyond 32 bits of milliseconds
     let taken =
-        |bucket: &mut Bucket, ms: u64| (0..1000).filter(|_| bucket.take(at(start + ms), 20, 200)).count();
+        |bucket: &mut Bucket, ms: u64| (0..1000).filter(|_| bucket.take(1, at(start + ms), 20, 200)).count();
     assert_eq!(taken(&mut bucket, 0), 200);
     assert_eq!(taken(&mut bucket, 49), 0);
     assert_eq!(taken(&mut bucket, 50), 1);
     assert_eq!(taken(&mut bucket, 1050), 20);
     assert_eq!(taken(&mut bucket, 100_000), 200);
-    assert!(!Bucket::default().take(at(0), 20, 0));
-    assert_eq!((0..9).filter(|_| bucket.take(at(start + 1_000_000), 0, 3)).count(), 0);
+    assert!(!bucket.is_full(at(start + 109_999), 20));
+    assert!(bucket.is_full(at(start + 110_000), 20));
+    let mut bucket = Bucket::default();
+    assert!(bucket.take(190, at(start), 20, 200));
+    assert!(!bucket.take(11, at(start), 20, 200), "all or nothing");
+    assert!(bucket.take(10, at(start), 20, 200));
+    assert!(!Bucket::default().take(1, at(0), 20, 0));
+    assert_eq!((0..9).filter(|_| bucket.take(1, at(start + 1_000_000), 0, 3)).count(), 0);
 }
 
 proptest! {

@@ -158,27 +158,37 @@ enum Kind {
     Binary,
 }
 
+/// What a read gave.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fed {
+    /// Bytes that were used.
+    pub used: usize,
+    /// Frames that began, messages or not: what they cost whoever reads them.
+    pub frames: u32,
+}
+
 type Sink<'s> = dyn FnMut(Incoming<'_>) -> ControlFlow<()> + 's;
 
 impl Decoder {
     /// Takes in what a read gave and calls `sink` for each message that is whole, in order. `input` is
     /// overwritten. A message over `message_bytes_max` is an error.
     ///
-    /// Returns how many bytes were used: all of them, unless the sink broke off; the rest can be fed later.
+    /// All bytes are used, unless the sink broke off; the rest can be fed later.
     /// After a close frame or an error everything is swallowed.
     pub fn feed(
         &mut self,
         input: &mut [u8],
         message_bytes_max: usize,
         sink: &mut dyn FnMut(Incoming<'_>) -> ControlFlow<()>,
-    ) -> Result<usize, ProtocolError> {
+    ) -> Result<Fed, ProtocolError> {
         let bytes = input.len();
-        match self.run(input, message_bytes_max, sink) {
+        let mut frames = 0;
+        match self.run(input, message_bytes_max, &mut frames, sink) {
             Ok(left) => {
                 if self.partial.as_ref().is_some_and(|partial| partial.is_empty()) {
                     self.partial = None;
                 }
-                Ok(bytes - left)
+                Ok(Fed { used: bytes - left, frames })
             }
             Err(error) => {
                 self.end();
@@ -192,9 +202,14 @@ impl Decoder {
         self.partial.is_none()
     }
 
-    /// Bytes allocated for what is unfinished.
+    /// Bytes allocated for what is unfinished, with what the allocator needs for each piece.
     pub fn held_bytes(&self) -> usize {
-        self.partial.as_ref().map_or(0, |partial| size_of::<Partial>() + partial.text.capacity())
+        const ALLOCATOR_BYTES: usize = 16;
+        self.partial.as_ref().map_or(0, |partial| {
+            let text = partial.text.capacity();
+            let text = if text > 0 { text + ALLOCATOR_BYTES } else { 0 };
+            size_of::<Partial>() + ALLOCATOR_BYTES + text
+        })
     }
 
     /// Returns how many bytes were left when the sink broke off.
@@ -202,6 +217,7 @@ impl Decoder {
         &mut self,
         mut rest: &mut [u8],
         message_bytes_max: usize,
+        frames: &mut u32,
         sink: &mut Sink<'_>,
     ) -> Result<usize, ProtocolError> {
         while !rest.is_empty() {
@@ -210,7 +226,10 @@ impl Decoder {
             }
             let (flow, after) = match self.partial.as_mut().and_then(|partial| partial.open.take()) {
                 Some(open) => self.go_on(open, rest, sink)?,
-                None => self.begin(rest, message_bytes_max, sink)?,
+                None => {
+                    *frames += 1;
+                    self.begin(rest, message_bytes_max, sink)?
+                }
             };
             rest = after;
             if flow.is_break() {

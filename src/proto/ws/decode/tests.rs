@@ -89,14 +89,14 @@ fn binary_messages_are_counted_but_not_held() {
 fn a_sink_that_breaks_off_is_fed_the_rest_later() {
     let mut decoder = Decoder::default();
     let mut bytes = [frame(0x81, b"one", [1; 4]), frame(0x81, b"two", [2; 4])].concat();
-    let used = decoder.feed(&mut bytes, 100, &mut |_| ControlFlow::Break(())).unwrap();
-    assert_eq!(used, bytes.len() / 2);
+    let Fed { used, frames } = decoder.feed(&mut bytes, 100, &mut |_| ControlFlow::Break(())).unwrap();
+    assert_eq!((used, frames), (bytes.len() / 2, 1));
     let mut seen = Vec::new();
-    let used = decoder.feed(&mut bytes[used..], 100, &mut |incoming| {
+    let fed = decoder.feed(&mut bytes[used..], 100, &mut |incoming| {
         seen.push(format!("{incoming:?}"));
         ControlFlow::Continue(())
     });
-    assert_eq!((used, seen), (Ok(9), vec!["Text(\"two\")".to_owned()]));
+    assert_eq!((fed, seen), (Ok(Fed { used: 9, frames: 1 }), vec!["Text(\"two\")".to_owned()]));
 }
 
 #[test]
