@@ -103,7 +103,7 @@ fn whoever_hoards_goes_before_an_honest_client() {
 proptest! {
     #[test]
     fn a_client_that_holds_little_and_not_for_long_stays(
-        held in vec((0usize..50_000, 300u64..30_000), 20..100),
+        held in vec((0usize..20_000, 300u64..30_000), 20..50),
         honest_bytes in 0usize..400,
         honest_ms in 0u64..300,
     ) {
