@@ -4,7 +4,7 @@
 //! then waits for the next command, as a server waits for the next message.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Barrier, RwLock};
 
@@ -85,7 +85,7 @@ pub fn process(arguments: &[String]) {
     let mut frame = vec![0; length];
     input.read_exact(&mut frame).unwrap();
     let mut frame = Stamped::new(frame);
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listener = listener();
     println!("{}", listener.local_addr().unwrap().port());
     let mut sockets: Vec<Socket> = (0..clients)
         .map(|_| Socket { stream: listener.accept().unwrap().0, own: (own == 1).then(|| frame.clone()) })
@@ -128,6 +128,14 @@ pub fn process(arguments: &[String]) {
         end.wait();
         println!("done");
     }
+}
+
+/// With a long queue: clients that the kernel takes but has no room for are lost, as they have nothing to say.
+fn listener() -> TcpListener {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    socket.listen(4096).unwrap();
+    socket.into()
 }
 
 struct Socket {
