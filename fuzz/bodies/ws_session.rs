@@ -94,6 +94,7 @@ impl Session {
             read_ahead: Bytes::copy_from_slice(if input.below(4) == 0 { input.bytes(64) } else { &[] }),
             subscription: None,
             address: None,
+            request: None,
         };
         let polite = client.read_ahead.is_empty().then_some(0);
         relay.deliver(Delivery::Client(Box::new(client), 0), now);

@@ -65,6 +65,23 @@ pub struct Effects {
     pub arrived: Vec<u32>,
     /// How many clients have gone.
     pub departed: usize,
+    /// Connections that ended, of those whose end is to be told.
+    pub ended: Vec<Ended>,
+}
+
+/// The end of a connection, for the log.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its place.
+    pub client: ClientId,
+    /// The id of the request that opened it.
+    pub request: Box<str>,
+    /// How it was connected.
+    pub transport: Transport,
+    /// Why it ended.
+    pub reason: CloseReason,
+    /// When it came, since the start.
+    pub since: Duration,
 }
 
 /// A client as the simulator sees it.
@@ -102,6 +119,8 @@ pub struct Relay<S> {
     lagging: Vec<u32>,
     /// What the door counts the clients of an address by, where those are limited.
     addresses: HashMap<u32, Arc<()>>,
+    /// The opening request's id and time of those whose end is to be told: empty unless the log is at debug.
+    requests: HashMap<u32, (Box<str>, Duration)>,
     /// Unfinished incoming messages of all clients, in bytes.
     unfinished_bytes: usize,
     /// Redis is lost since.
@@ -157,6 +176,7 @@ impl<S: Socket> Relay<S> {
             read_more: Vec::new(),
             lagging: Vec::new(),
             addresses: HashMap::new(),
+            requests: HashMap::new(),
             unfinished_bytes: 0,
             gap_since: None,
             draining: false,
@@ -246,8 +266,17 @@ impl<S: Socket> Relay<S> {
     }
 
     fn arrive(&mut self, newcomer: NewClient<S>, seq: u64, now: Duration) {
-        let NewClient { socket, transport, viewer, expires_at, head, read_ahead, subscription, address } =
-            newcomer;
+        let NewClient {
+            socket,
+            transport,
+            viewer,
+            expires_at,
+            head,
+            read_ahead,
+            subscription,
+            address,
+            request,
+        } = newcomer;
         let generation = self.next_generation;
         self.next_generation = self.next_generation.wrapping_add(1);
         let entry = self.clients.vacant_entry();
@@ -276,6 +305,9 @@ impl<S: Socket> Relay<S> {
         self.counters.client_opened(transport, system);
         if let Some(address) = address {
             self.addresses.insert(index, address);
+        }
+        if let Some(request) = request {
+            self.requests.insert(index, (request, now));
         }
         self.join_system(index);
         if let Some(new) = subscription {
