@@ -96,6 +96,21 @@ fn nginx_takes_its_configuration() {
 }
 
 #[test]
+fn caddy_takes_its_configuration() {
+    let Some(caddy) = tool("caddy") else { return };
+    let folder = Folder::new("caddy");
+    let with_file = |command: &str| {
+        let mut run = Command::new(&caddy);
+        run.arg(command).args(["--adapter", "caddyfile", "--config"]).arg(top("dist/caddy/Caddyfile"));
+        succeeds(run.env("HOME", folder.path()).env("XDG_DATA_HOME", folder.path()))
+    };
+    let text = with_file("validate");
+    assert!(text.contains("Valid configuration"), "{text}");
+    // Not formatted as Caddy would have it is a warning there.
+    assert!(!with_file("adapt").contains("\"level\":\"warn\""), "{text}");
+}
+
+#[test]
 fn haproxy_takes_its_configuration() {
     let Some(haproxy) = tool("haproxy") else { return };
     let text = succeeds(Command::new(haproxy).args(["-c", "-f"]).arg(top("dist/haproxy.cfg")));

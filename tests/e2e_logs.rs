@@ -204,3 +204,63 @@ fn clients_are_lines_only_at_debug_and_have_their_request_id() {
     );
     assert!(!server.output().contains(&viewer.token), "a token is in the log");
 }
+
+#[test]
+fn each_clients_end_is_a_line_at_debug_with_its_reason() {
+    if !ours_alone() {
+        return;
+    }
+    let settings = [JSON, ("LOG_LEVEL", "debug")];
+    let Some(mut world) = World::with(&settings) else { return };
+    let viewer = world.viewer("read");
+    let open_ws = || {
+        let ws = Ws::open(&world.server, "/?stream=user", &viewer.token);
+        let id = ws.response.headers().get("x-request-id").unwrap().to_str().unwrap().to_owned();
+        (ws, id)
+    };
+    let open_sse = |token: &str| {
+        let sse = Sse::open(&world.server, "/api/v1/streaming/user", token);
+        let id = sse.head.header("X-Request-Id").unwrap().to_owned();
+        (sse, id)
+    };
+    let ends = |server: &Server, id: &str| -> Vec<Value> {
+        let mut all = lines(server);
+        all.retain(|line| line["msg"] == "client ended" && line["request"] == id);
+        all
+    };
+    let until_end = |server: &Server, id: &str, transport: &str, reason: &str| {
+        wait_until("the end is told", PATIENCE, || !ends(server, id).is_empty());
+        let told = ends(server, id);
+        assert_eq!(told.len(), 1, "{told:#?}");
+        let line = &told[0];
+        assert_eq!(
+            (&line["level"], &line["transport"], &line["reason"]),
+            (&json!("debug"), &json!(transport), &json!(reason))
+        );
+        assert!(line["seconds"].as_f64().is_some_and(|seconds| (0.0..60.0).contains(&seconds)), "{line}");
+        // Its place among the clients, as `/status/backpressure` names it.
+        let parts = line["client"].as_str().unwrap().split('-').map(|part| part.parse::<u32>().unwrap());
+        assert_eq!(parts.count(), 3, "{line}");
+    };
+
+    let (ws, id) = open_ws();
+    drop(ws);
+    until_end(&world.server, &id, "websocket", "client_left");
+    let (sse, id) = open_sse(&viewer.token);
+    drop(sse);
+    until_end(&world.server, &id, "eventsource", "client_left");
+    let (mut ws, id) = open_ws();
+    ws.send(&"x".repeat(70_000));
+    until_end(&world.server, &id, "websocket", "too_big");
+    let (revoked, token) = world.token(viewer.user, "read");
+    let (_sse, id) = open_sse(&token);
+    world.redis.publish(&format!("timeline:access_token:{revoked}"), r#"{"event":"kill"}"#);
+    until_end(&world.server, &id, "eventsource", "killed");
+    let (_ws, ws_id) = open_ws();
+    let (_sse, sse_id) = open_sse(&viewer.token);
+    world.server.signal("TERM");
+    assert!(world.server.until_exit().success());
+    until_end(&world.server, &ws_id, "websocket", "drain");
+    until_end(&world.server, &sse_id, "eventsource", "drain");
+    assert!(!world.server.output().contains(&viewer.token), "a token is in the log");
+}

@@ -1,4 +1,4 @@
-//! Behind nginx and HAProxy, with the configurations of `dist/`: messages pass one by one, keepalives outlive
+//! Behind nginx, HAProxy and Caddy, with the configurations of `dist/`: messages pass one by one, keepalives outlive
 //! the proxies' timeouts, several servers share the clients.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use serde_json::json;
 use support::http::{Connection, Response, request};
-use support::machine::{Folder, PATIENCE, Service, free_port, program};
+use support::machine::{Folder, PATIENCE, Service, free_port, program, signal, wait_for};
+use support::posts::text_message;
+use support::sentinel::{Cluster, LOGIN, LONG, MASTER, SENTINEL_LOGIN};
 use support::{Server, Sse, Viewer, World, Ws, left_out, ours_alone, wait_until};
 use tungstenite::Message;
 
@@ -19,9 +21,10 @@ use tungstenite::Message;
 enum Kind {
     Nginx,
     Haproxy,
+    Caddy,
 }
 
-const BOTH: [Kind; 2] = [Kind::Nginx, Kind::Haproxy];
+const ALL: [Kind; 3] = [Kind::Nginx, Kind::Haproxy, Kind::Caddy];
 
 struct Proxy {
     at: SocketAddr,
@@ -41,7 +44,11 @@ fn replaced(text: &str, from: &str, to: &str) -> String {
 impl Proxy {
     /// Starts one in front of these servers. `idle` is how long it lets a connection be silent.
     fn start(kind: Kind, servers: &[SocketAddr], idle: Duration) -> Option<Proxy> {
-        let name = if kind == Kind::Nginx { "nginx" } else { "haproxy" };
+        let name = match kind {
+            Kind::Nginx => "nginx",
+            Kind::Haproxy => "haproxy",
+            Kind::Caddy => "caddy",
+        };
         let sbin = Path::new("/usr/sbin").join(name);
         let Some(binary) = program(name).or_else(|| sbin.is_file().then_some(sbin)) else {
             left_out(&format!("needs {name}"));
@@ -53,10 +60,16 @@ impl Proxy {
             let (text, options) = match kind {
                 Kind::Nginx => (nginx(folder.path(), at, servers, idle), ["-e", "stderr", "-c"].as_slice()),
                 Kind::Haproxy => (haproxy(at, servers, idle), ["-db", "-f"].as_slice()),
+                Kind::Caddy => (
+                    caddy(folder.path(), at, servers, idle),
+                    ["run", "--adapter", "caddyfile", "--config"].as_slice(),
+                ),
             };
             let file = folder.path().join("proxy.conf");
             std::fs::write(&file, text).unwrap();
-            let mut command = vec![binary.to_str().unwrap().to_owned()];
+            // Caddy keeps what it is told in its home.
+            let home = format!("XDG_CONFIG_HOME={}", folder.path().display());
+            let mut command = vec!["env".to_owned(), home, binary.to_str().unwrap().to_owned()];
             command.extend(options.iter().map(|&option| option.to_owned()));
             command.push(file.to_str().unwrap().to_owned());
             let service = Service::start(folder, "TERM", &command);
@@ -131,12 +144,30 @@ fn haproxy(at: SocketAddr, servers: &[SocketAddr], idle: Duration) -> String {
     replaced(&text, "timeout tunnel 1h", &format!("timeout tunnel {idle}"))
 }
 
+fn caddy(folder: &Path, at: SocketAddr, servers: &[SocketAddr], idle: Duration) -> String {
+    let text = replaced(
+        &dist("caddy/Caddyfile"),
+        "social.example {",
+        &format!("http://:{} {{\nbind {}", at.port(), at.ip()),
+    );
+    let upstreams: Vec<String> = servers.iter().map(SocketAddr::to_string).collect();
+    let text = replaced(
+        &text,
+        "reverse_proxy 127.0.0.1:4000 {",
+        &format!("reverse_proxy {} {{", upstreams.join(" ")),
+    );
+    let text = replaced(&text, "read_timeout 60s", &format!("read_timeout {}ms", idle.as_millis()));
+    // Nothing of it outlives the test, and it listens nowhere else.
+    let folder = folder.display();
+    format!("{{\nadmin off\ngrace_period 1s\nauto_https off\nstorage file_system {folder}\n}}\n{text}")
+}
+
 const MINUTE: Duration = Duration::from_secs(60);
 
 #[test]
 fn messages_pass_one_by_one() {
     let Some(world) = World::start() else { return };
-    for kind in BOTH {
+    for kind in ALL {
         let Some(proxy) = Proxy::start(kind, &[world.server.address()], MINUTE) else { continue };
         let viewer = world.viewer("read");
         let mut sse = proxy.sse("/api/v1/streaming/user", &viewer);
@@ -165,7 +196,7 @@ fn messages_pass_one_by_one() {
 #[test]
 fn refusals_pass_as_they_are() {
     let Some(world) = World::start() else { return };
-    for kind in BOTH {
+    for kind in ALL {
         let Some(proxy) = Proxy::start(kind, &[world.server.address()], MINUTE) else { continue };
         proxy.get("/api/v1/streaming/user", &[]).assert_error(401, "Missing access token");
         proxy.get("/api/v1/streaming/nonsense", &[]).assert_error(400, "Unknown channel requested");
@@ -201,7 +232,7 @@ fn keepalives_outlive_the_timeouts_of_proxies() {
     const IDLE: Duration = Duration::from_secs(5);
     let often = [("SSE_HEARTBEAT_SECONDS", "0.5"), ("WS_PING_SECONDS", "1")];
     let Some(world) = World::with(&often) else { return };
-    let proxies = BOTH.map(|kind| Proxy::start(kind, &[world.server.address()], IDLE));
+    let proxies = ALL.map(|kind| Proxy::start(kind, &[world.server.address()], IDLE));
     std::thread::scope(|scope| {
         for proxy in proxies.iter().flatten() {
             scope.spawn(|| {
@@ -232,13 +263,18 @@ fn keepalives_outlive_the_timeouts_of_proxies() {
 fn proxies_do_cut_what_is_silent() {
     // Else the test above could not fail.
     let Some(world) = World::start() else { return };
-    for kind in BOTH {
+    for kind in ALL {
         let Some(proxy) = Proxy::start(kind, &[world.server.address()], Duration::from_secs(1)) else {
             continue;
         };
         let viewer = world.viewer("read");
         let mut sse = proxy.sse("/api/v1/streaming/user", &viewer);
-        sse.connection.until_closed();
+        if kind == Kind::Caddy {
+            // It ends the response as if it were whole, and would keep the connection for another.
+            sse.until_end();
+        } else {
+            sse.connection.until_closed();
+        }
         assert_eq!(proxy.ws("/api/v1/streaming?stream=user", &viewer).try_next(), Err(None), "{kind:?}");
         // Whoever leaves through a proxy leaves nothing behind.
         world.until_empty();
@@ -292,4 +328,90 @@ fn three_servers_on_one_redis_share_the_clients() {
     let (one, two) = (clients(&world.server), clients(&other));
     assert_eq!(one + two, 30.0);
     assert!((one - two).abs() <= 2.0, "{one} and {two} clients");
+}
+
+/// A viewer with a stream of each kind through the proxy.
+struct Pair {
+    viewer: Viewer,
+    ws: Ws,
+    sse: Sse,
+}
+
+#[test]
+fn three_servers_behind_nginx_follow_redis_to_its_new_master() {
+    if !ours_alone() {
+        return;
+    }
+    let Some(cluster) = Cluster::start() else { return };
+    let (list, port) = (cluster.list(), cluster.sentinels[0].port.to_string());
+    let variables = [
+        ("REDIS_URL", ""),
+        ("REDIS_SENTINELS", &*list),
+        ("REDIS_SENTINEL_MASTER", MASTER),
+        ("REDIS_SENTINEL_PORT", &port),
+        ("REDIS_SENTINEL_USERNAME", SENTINEL_LOGIN.0),
+        ("REDIS_SENTINEL_PASSWORD", SENTINEL_LOGIN.1),
+        ("REDIS_USER", LOGIN.0),
+        ("REDIS_PASSWORD", LOGIN.1),
+        ("GAP_CLOSE_SPREAD", "0.1"),
+        ("REDIS_AWAY_CLOSE", "60"),
+        ("DB_POOL", "2"),
+    ];
+    let (new_master, _sentinels) = (cluster.replica, cluster.sentinels);
+    let Some(world) = World::with_redis(cluster.master, &variables) else { return };
+    let others = [Server::start(&world.env), Server::start(&world.env)];
+    let servers = [&world.server, &others[0], &others[1]];
+    let Some(proxy) = Proxy::start(Kind::Nginx, &servers.map(Server::address), MINUTE) else { return };
+    let path = "/api/v1/streaming/?stream=user";
+    // least_conn, each asked after the one before was open: two connections for each server.
+    let mut pairs: Vec<Pair> = (0..3)
+        .map(|_| {
+            let viewer = world.viewer("read");
+            let ws = proxy.ws(path, &viewer);
+            let sse = proxy.sse("/api/v1/streaming/user", &viewer);
+            Pair { viewer, ws, sse }
+        })
+        .collect();
+    let clients = |server: &Server| {
+        let of = |kind| server.metric("connected_clients", &[("type", kind)]).unwrap_or(0.0);
+        of("websocket") + of("eventsource")
+    };
+    for server in servers {
+        assert_eq!(clients(server), 2.0);
+    }
+    let arrives = |pairs: &mut [Pair], redis: &support::redis::Redis, text: &str| {
+        for pair in pairs {
+            let subscribers = redis.publish(&pair.viewer.home(), &text_message("update", text));
+            assert!((1..=2).contains(&subscribers), "one or two servers serve a viewer, not {subscribers}");
+            pair.ws.expect_event(&json!(["user"]), "update", text);
+            pair.sse.expect("update", text);
+        }
+    };
+    arrives(&mut pairs, &world.redis, r#"{"id":"1"}"#);
+
+    signal(world.redis.service.pid(), "KILL");
+    for pair in &mut pairs {
+        // Through the proxy too the reason is told, and neither end looks like a broken connection.
+        pair.ws.patience(LONG);
+        assert_eq!(pair.ws.until_close().map(|frame| u16::from(frame.code)), Some(1012));
+        pair.sse.connection.patience(LONG);
+        let rest = pair.sse.until_end();
+        assert!(rest.ends_with(":messages may have been missed\n\n"), "{rest:?}");
+    }
+    // A replica that is made the master drops its clients.
+    new_master.reconnect();
+    for server in servers {
+        server.until_output(&format!("Redis at 127.0.0.1:{} (master {MASTER}) is back", new_master.port));
+    }
+    let bearer = |viewer: &Viewer| [("Authorization", viewer.bearer())];
+    for pair in &mut pairs {
+        let headers = bearer(&pair.viewer);
+        let headers = headers.each_ref().map(|(name, value)| (*name, value.as_str()));
+        pair.ws = wait_for("a client comes back", LONG, || Ws::try_open(proxy.at, path, &headers).ok());
+        pair.sse = proxy.sse("/api/v1/streaming/user", &pair.viewer);
+        let ttl = new_master.ttl(&format!("subscribed:{}", pair.viewer.home()));
+        assert!((1000..=1080).contains(&ttl), "the presence key is there: {ttl}");
+    }
+    assert_eq!(servers.map(clients).iter().sum::<f64>(), 6.0);
+    arrives(&mut pairs, &new_master, r#"{"id":"2"}"#);
 }

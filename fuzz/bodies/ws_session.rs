@@ -115,6 +115,7 @@ impl Session {
             read_ahead: Bytes::copy_from_slice(if input.below(4) == 0 { input.bytes(64) } else { &[] }),
             subscription: None,
             address: None,
+            request: None,
         };
         let junk = !client.read_ahead.is_empty();
         let polite = (!junk && choice < 4).then_some(0);

@@ -30,6 +30,12 @@ pub struct ClientId {
     pub generation: u32,
 }
 
+impl std::fmt::Display for ClientId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}-{}", self.reactor, self.index, self.generation)
+    }
+}
+
 /// Who a connection belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Viewer {
@@ -72,6 +78,8 @@ pub struct NewClient<S> {
     /// Shared by all clients of one address, where those are limited: to be kept as long as the client, since
     /// the door counts its holders.
     pub address: Option<Arc<()>>,
+    /// The id of the request that opened it, where the log is to say how it ends.
+    pub request: Option<Box<str>>,
 }
 
 /// Names a hold between its request and its attachment. Chosen by the door, never 0, never reused.

@@ -348,6 +348,8 @@ impl<S: Socket> Door<S> {
             read_ahead: if is_websocket { read_ahead } else { Bytes::new() },
             subscription,
             address,
+            // Its end will be a line of the log too.
+            request: tracing::enabled!(tracing::Level::DEBUG).then(|| id.as_str().into()),
         });
         let reactor = self.seats.place();
         drop(seat);

@@ -47,7 +47,7 @@ async fn answer<S: Socket>(door: Arc<Door<S>>, request: SessionRequest, mailboxe
     let SessionRequest { client, viewer, want } = request;
     match want {
         Want::Subscribe(stream) => {
-            tracing::debug!(?client, kind = stream.kind.name(), "subscribing");
+            tracing::debug!(%client, kind = stream.kind.name(), "subscribing");
             match hold(&door, viewer, stream).await {
                 Ok((ticket, subscription)) => {
                     let attachment = Attachment::Subscription(client, subscription);
@@ -88,7 +88,7 @@ async fn hold<S: Socket>(
 
 fn refuse<S>(door: &Door<S>, mailboxes: &Mailboxes<S>, client: ClientId, refusal: Refusal) {
     door.counters.count(refusal.reason);
-    tracing::debug!(?client, status = refusal.status, reason = refusal.reason.label(), "not subscribed");
+    tracing::debug!(%client, status = refusal.status, reason = refusal.reason.label(), "not subscribed");
     push(mailboxes, client, Some(refusal.frame()));
 }
 

@@ -19,7 +19,7 @@ use std::time::Duration;
 use mio::{Events, Interest, Poll, Token, Waker};
 
 use crate::clock::Clock;
-use crate::core::counters::{ReactorCounters, add};
+use crate::core::counters::{ReactorCounters, TRANSPORT_LABELS, add, transport_index};
 use crate::core::handover::{Command, Delivery, SessionRequest};
 use crate::core::mailbox::Mailbox;
 use crate::core::relay::{Pressure, Relay};
@@ -172,7 +172,7 @@ impl Running {
         self.pressed = pressure.over;
         self.relay.relieve(pressure, now);
         self.relay.publish_gauges();
-        self.send_effects();
+        self.send_effects(now);
     }
 
     /// Registers newcomers. Their first bytes may be there already: an edge that came before the
@@ -188,7 +188,7 @@ impl Running {
         }
     }
 
-    fn send_effects(&mut self) {
+    fn send_effects(&mut self, now: Duration) {
         let effects = &mut self.relay.effects;
         if !effects.released.is_empty() {
             self.links.commands.push(Command::Release(std::mem::take(&mut effects.released)));
@@ -198,6 +198,16 @@ impl Running {
             && let Some(load) = self.links.load.get(usize::from(self.number))
         {
             load.fetch_sub(departed, Ordering::Relaxed);
+        }
+        for ended in effects.ended.drain(..) {
+            tracing::debug!(
+                request = &*ended.request,
+                client = %ended.client,
+                transport = TRANSPORT_LABELS[transport_index(ended.transport)],
+                reason = ended.reason.label(),
+                seconds = now.saturating_sub(ended.since).as_secs_f64(),
+                "client ended"
+            );
         }
         for request in effects.requests.drain(..) {
             (self.links.requests)(request);

@@ -318,9 +318,8 @@ pub struct Slow {
 
 impl Slow {
     fn new(laggard: &Laggard) -> Slow {
-        let place = laggard.client;
         Slow {
-            client: format!("{}-{}-{}", place.reactor, place.index, place.generation),
+            client: laggard.client.to_string(),
             transport: TRANSPORT_LABELS[transport_index(laggard.transport)],
             messages: laggard.owed,
             bytes: laggard.bytes,

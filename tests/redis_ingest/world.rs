@@ -229,6 +229,7 @@ pub fn client(socket: u32) -> NewClient<u32> {
         read_ahead: Bytes::new(),
         subscription: None,
         address: None,
+        request: None,
     }
 }
 

@@ -201,6 +201,7 @@ impl World {
                     read_ahead: Bytes::new(),
                     subscription,
                     address: None,
+                    request: None,
                 };
                 Delivery::Client(Box::new(newcomer), self.seq)
             }

@@ -71,7 +71,10 @@ impl Server {
                 shell.args(["-c", &format!("exec {peer}")]);
                 shell
             }
-            None => Command::new(env!("CARGO_BIN_EXE_tidegate")),
+            // Another build of ours, such as the static one.
+            None => Command::new(
+                std::env::var_os("TIDEGATE_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_tidegate").into()),
+            ),
         };
         Server::spawn_command(&mut command, env, folder, Stdio::null())
     }

@@ -10,9 +10,10 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 
 use super::output::Gathered;
-use super::{Relay, Socket, Timer, timer_key, wire};
+use super::{Ended, Relay, Socket, Timer, timer_key, wire};
 use crate::core::client::{Flags, Phase};
 use crate::core::counters::{CloseReason, add, sub};
+use crate::core::handover::ClientId;
 use crate::core::stream::Channel;
 use crate::limits::LINGER;
 
@@ -103,6 +104,13 @@ impl<S: Socket> Relay<S> {
         let system = client.system_channels().iter().flatten().count() as u64;
         self.counters.client_closed(client.transport, system, reason);
         self.talkers.forget(index);
+        if !self.requests.is_empty()
+            && let Some((request, since)) = self.requests.remove(&index)
+        {
+            let client_id = ClientId { reactor: self.reactor, index, generation: client.generation };
+            let transport = client.transport;
+            self.effects.ended.push(Ended { client: client_id, request, transport, reason, since });
+        }
     }
 
     fn drop_client(&mut self, index: u32) {

@@ -65,6 +65,23 @@ pub struct Effects {
     pub arrived: Vec<u32>,
     /// How many clients have gone.
     pub departed: usize,
+    /// Connections that ended, of those whose end is to be told.
+    pub ended: Vec<Ended>,
+}
+
+/// The end of a connection, for the log.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its place.
+    pub client: ClientId,
+    /// The id of the request that opened it.
+    pub request: Box<str>,
+    /// How it was connected.
+    pub transport: Transport,
+    /// Why it ended.
+    pub reason: CloseReason,
+    /// When it came, since the start.
+    pub since: Duration,
 }
 
 /// A client as the simulator sees it.
@@ -106,6 +123,8 @@ pub struct Relay<S> {
     talkers: Talkers,
     /// A timer looks after them.
     watches_talkers: bool,
+    /// The opening request's id and time of those whose end is to be told: empty unless the log is at debug.
+    requests: HashMap<u32, (Box<str>, Duration)>,
     /// Redis is lost since.
     gap_since: Option<Duration>,
     draining: bool,
@@ -161,6 +180,7 @@ impl<S: Socket> Relay<S> {
             addresses: HashMap::new(),
             talkers: Talkers::default(),
             watches_talkers: false,
+            requests: HashMap::new(),
             gap_since: None,
             draining: false,
             fired: Vec::new(),
@@ -243,8 +263,17 @@ impl<S: Socket> Relay<S> {
     }
 
     fn arrive(&mut self, newcomer: NewClient<S>, seq: u64, now: Duration) {
-        let NewClient { socket, transport, viewer, expires_at, head, read_ahead, subscription, address } =
-            newcomer;
+        let NewClient {
+            socket,
+            transport,
+            viewer,
+            expires_at,
+            head,
+            read_ahead,
+            subscription,
+            address,
+            request,
+        } = newcomer;
         let generation = self.next_generation;
         self.next_generation = self.next_generation.wrapping_add(1);
         let entry = self.clients.vacant_entry();
@@ -271,6 +300,9 @@ impl<S: Socket> Relay<S> {
         self.counters.client_opened(transport, system);
         if let Some(address) = address {
             self.addresses.insert(index, address);
+        }
+        if let Some(request) = request {
+            self.requests.insert(index, (request, now));
         }
         self.join_system(index);
         if let Some(new) = subscription {
