@@ -124,8 +124,7 @@ pub struct Limits {
     pub connections_max: usize,
     /// `MAX_CONNECTIONS_PER_ADDRESS`, 0 (off): clients of one address.
     pub connections_per_address_max: usize,
-    /// `MAX_DOOR_CONNECTIONS`, 1024: connections that have not yet become a stream. Each takes some 25 KiB meanwhile; those
-    /// beyond wait in the kernel, and a rush is served as fast by a thousand at a time.
+    /// `MAX_DOOR_CONNECTIONS`, 4096: connections that have not yet become a stream.
     pub door_connections_max: usize,
     /// `REQUEST_HEAD_BYTES`, 16 KiB: a request's head (431).
     pub request_head_bytes_max: usize,
@@ -169,7 +168,7 @@ impl Default for Limits {
             unfinished_timeout: Duration::from_secs(30),
             connections_max: 0,
             connections_per_address_max: 0,
-            door_connections_max: 1024,
+            door_connections_max: 4096,
             request_head_bytes_max: 16 << 10,
             request_head_timeout: Duration::from_secs(10),
             keep_alive: Duration::from_secs(5),

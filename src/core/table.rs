@@ -303,7 +303,7 @@ mod tests {
                     }
                     None => {}
                 }
-                let mut listed: Vec<_> = table.channels(name).map(|(channel, count)| (channel, count)).collect();
+                let mut listed: Vec<_> = table.channels(name).collect();
                 listed.sort_unstable();
                 let mut counted: HashMap<Channel, usize> = HashMap::new();
                 slots.keys().for_each(|key| *counted.entry(name(self::member(key.0, key.1))).or_default() += 1);
