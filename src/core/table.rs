@@ -58,6 +58,29 @@ impl Entry {
             Entry::Crowd(_) => None,
         }
     }
+
+    /// Whether it is the channel's.
+    fn is_of(self, channel: &Channel, crowds: &Slab<Crowd>, names: impl Fn(Member) -> Channel) -> bool {
+        match self {
+            Entry::One { leg, sub, client } => names(Member { client, sub, leg }) == *channel,
+            Entry::Crowd(crowd) => crowds[crowd as usize].channel == *channel,
+        }
+    }
+
+    /// Whether it is the channel's and holds this membership; `names` need not know it.
+    fn holds(self, member: Member, channel: &Channel, crowds: &Slab<Crowd>) -> bool {
+        match self {
+            Entry::One { .. } => self.member() == Some(member),
+            Entry::Crowd(crowd) => crowds[crowd as usize].channel == *channel,
+        }
+    }
+
+    fn hash(self, hasher: &RandomState, crowds: &Slab<Crowd>, names: impl Fn(Member) -> Channel) -> u64 {
+        match self {
+            Entry::One { leg, sub, client } => hasher.hash_one(names(Member { client, sub, leg })),
+            Entry::Crowd(crowd) => hasher.hash_one(&crowds[crowd as usize].channel),
+        }
+    }
 }
 
 /// A channel with more than one membership.
@@ -108,35 +131,20 @@ impl Table {
     /// The channel's subscribers; none if there are none.
     pub fn find(&self, channel: &Channel, names: impl Fn(Member) -> Channel) -> Option<Found<'_>> {
         let hash = self.hasher.hash_one(channel);
-        let entry = self.entries.find(hash, |entry| match entry.member() {
-            Some(member) => names(member) == *channel,
-            None => self.is_crowd_of(*entry, channel),
-        })?;
+        let entry = self.entries.find(hash, |entry| entry.is_of(channel, &self.crowds, &names))?;
         Some(match *entry {
             Entry::One { leg, sub, client } => Found::One(Member { client, sub, leg }),
             Entry::Crowd(crowd) => Found::Crowd(&self.crowds[crowd as usize].members),
         })
     }
 
-    fn is_crowd_of(&self, entry: Entry, channel: &Channel) -> bool {
-        matches!(entry, Entry::Crowd(crowd) if self.crowds[crowd as usize].channel == *channel)
-    }
-
     /// Adds a membership and returns its slot. Whoever was alone in the channel so far has slot 0.
     pub fn insert(&mut self, channel: &Channel, member: Member, names: impl Fn(Member) -> Channel) -> u32 {
         let Table { entries, crowds, hasher } = self;
         let hash = hasher.hash_one(channel);
-        let found = entries.find_mut(hash, |entry| match *entry {
-            Entry::Crowd(crowd) => crowds[crowd as usize].channel == *channel,
-            Entry::One { leg, sub, client } => names(Member { client, sub, leg }) == *channel,
-        });
-        match found {
+        match entries.find_mut(hash, |entry| entry.is_of(channel, crowds, &names)) {
             None => {
-                let rehash = |entry: &Entry| match *entry {
-                    Entry::Crowd(crowd) => hasher.hash_one(&crowds[crowd as usize].channel),
-                    Entry::One { leg, sub, client } => hasher.hash_one(names(Member { client, sub, leg })),
-                };
-                entries.insert_unique(hash, Entry::one(member), rehash);
+                entries.insert_unique(hash, Entry::one(member), |entry| entry.hash(hasher, crowds, &names));
                 0
             }
             Some(Entry::Crowd(crowd)) => {
@@ -163,10 +171,7 @@ impl Table {
     ) -> Option<Moved> {
         let Table { entries, crowds, hasher } = self;
         let hash = hasher.hash_one(channel);
-        let found = entries.find_entry(hash, |entry| match *entry {
-            Entry::Crowd(crowd) => crowds[crowd as usize].channel == *channel,
-            Entry::One { .. } => entry.member() == Some(member),
-        });
+        let found = entries.find_entry(hash, |entry| entry.holds(member, channel, crowds));
         let Ok(mut found) = found else {
             debug_assert!(false, "{member:?} is not in {channel:?}");
             return None;
@@ -196,10 +201,7 @@ impl Table {
     /// is to know it by the new one from then on.
     pub fn renumber(&mut self, channel: &Channel, member: Member, slot: u32, new_sub: SubIndex) {
         let Table { entries, crowds, hasher } = self;
-        let found = entries.find_mut(hasher.hash_one(channel), |entry| match *entry {
-            Entry::Crowd(crowd) => crowds[crowd as usize].channel == *channel,
-            Entry::One { .. } => entry.member() == Some(member),
-        });
+        let found = entries.find_mut(hasher.hash_one(channel), |entry| entry.holds(member, channel, crowds));
         match found {
             Some(Entry::One { sub, .. }) => *sub = new_sub,
             Some(Entry::Crowd(crowd)) => {
@@ -236,10 +238,7 @@ impl Table {
     fn maybe_shrink(&mut self, names: impl Fn(Member) -> Channel) {
         let Table { entries, crowds, hasher } = self;
         if entries.capacity() > 1024 && entries.len() * 8 < entries.capacity() {
-            entries.shrink_to(entries.len() * 2, |entry| match *entry {
-                Entry::Crowd(crowd) => hasher.hash_one(&crowds[crowd as usize].channel),
-                Entry::One { leg, sub, client } => hasher.hash_one(names(Member { client, sub, leg })),
-            });
+            entries.shrink_to(entries.len() * 2, |entry| entry.hash(hasher, crowds, &names));
         }
     }
 }

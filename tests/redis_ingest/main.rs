@@ -326,9 +326,11 @@ fn a_pause_loses_nothing_and_is_not_taken_for_a_dead_link() {
     let text = "x".repeat(10_000);
     let count = 1500;
     let mut publisher = redis.client();
-    for _ in 0..count / 100 {
-        let batch: Vec<u8> =
-            (0..100).flat_map(|_| encode(&["PUBLISH", "timeline:1", &message(&text)])).collect();
+    for hundred in 0..count / 100 {
+        // No two alike: copies on their way would be held once.
+        let batch: Vec<u8> = (0..100)
+            .flat_map(|n| encode(&["PUBLISH", "timeline:1", &message(&format!("{hundred} {n} {text}"))]))
+            .collect();
         publisher.send(&batch);
         (0..100).for_each(|_| drop(publisher.reply()));
     }
