@@ -2,8 +2,9 @@
 //!
 //! A *stream* is what a client subscribes to (`user`, `public:local`, `hashtag` with a tag …); a *channel* is
 //! a Redis pub/sub channel. One stream is carried by one or two channels. Channels are typed keys of 16
-//! bytes, never strings: with four channels a client and two tables that hold them, string keys would cost
-//! more than everything else a client needs together. Only hashtags carry text, shared by all who hold it.
+//! bytes, never strings: with four channels a client and two tables of them, string keys would cost more than
+//! everything else a client needs together. Neither table holds even these: the ingest's has them as words
+//! ([`Channel::packed`]), a reactor's leaves them to its clients. Only hashtags carry text, shared by all who hold it.
 
 use std::sync::Arc;
 

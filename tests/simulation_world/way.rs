@@ -96,6 +96,7 @@ impl World {
         let Some(mask) = self.subscriptions.reactors(&channel) else { return };
         self.seq += 1;
         let at = Position { epoch: self.epoch, seq: self.seq, read_at: self.now };
+        let published = payload.as_ref().to_vec();
         match self.copies.parse(channel.clone(), at, payload, &self.gate) {
             Parsed::Kill => {
                 self.say(|| format!("kill on {channel:?}"));
@@ -103,6 +104,9 @@ impl World {
                 self.each_reactor(mask, |inbox| inbox.push_back(Delivery::Kill(channel.clone())));
             }
             Parsed::Event(event) => {
+                // What is shared with a copy is what was published here.
+                let carried = published.windows(event.payload().len()).any(|part| part == event.payload());
+                assert!(carried, "{event:?} is not what was published on {channel:?}");
                 if event.needs_audience() {
                     let verdicts = (1..=ACCOUNTS)
                         .map(|account| {
