@@ -13,7 +13,7 @@ use serde_json::json;
 use support::http::{Connection, Response, request};
 use support::machine::{Folder, PATIENCE, Service, free_port, program, signal, wait_for};
 use support::posts::text_message;
-use support::sentinel::{Cluster, LOGIN, LONG, MASTER, SENTINEL_LOGIN};
+use support::sentinel::{Cluster, LONG, MASTER};
 use support::{Server, Sse, Viewer, World, Ws, left_out, ours_alone, wait_until};
 use tungstenite::Message;
 
@@ -343,20 +343,9 @@ fn three_servers_behind_nginx_follow_redis_to_its_new_master() {
         return;
     }
     let Some(cluster) = Cluster::start() else { return };
-    let (list, port) = (cluster.list(), cluster.sentinels[0].port.to_string());
-    let variables = [
-        ("REDIS_URL", ""),
-        ("REDIS_SENTINELS", &*list),
-        ("REDIS_SENTINEL_MASTER", MASTER),
-        ("REDIS_SENTINEL_PORT", &port),
-        ("REDIS_SENTINEL_USERNAME", SENTINEL_LOGIN.0),
-        ("REDIS_SENTINEL_PASSWORD", SENTINEL_LOGIN.1),
-        ("REDIS_USER", LOGIN.0),
-        ("REDIS_PASSWORD", LOGIN.1),
-        ("GAP_CLOSE_SPREAD", "0.1"),
-        ("REDIS_AWAY_CLOSE", "60"),
-        ("DB_POOL", "2"),
-    ];
+    let found = cluster.variables();
+    let mut variables: Vec<(&str, &str)> = found.iter().map(|(name, value)| (*name, &**value)).collect();
+    variables.push(("DB_POOL", "2"));
     let (new_master, _sentinels) = (cluster.replica, cluster.sentinels);
     let Some(world) = World::with_redis(cluster.master, &variables) else { return };
     let others = [Server::start(&world.env), Server::start(&world.env)];

@@ -9,24 +9,13 @@ use support::certificates::{Authority, path};
 use support::machine::{PATIENCE, free_port, signal, wait_for};
 use support::posts::text_message;
 use support::redis::Redis;
-use support::sentinel::{Cluster, LOGIN, LONG, MASTER, SENTINEL_LOGIN, Sentinel};
+use support::sentinel::{Cluster, LONG, MASTER, Sentinel};
 use support::{Viewer, World, Ws, ours_alone, wait_until};
 
 /// A world whose server knows the sentinels only; its `redis` is the master, and the rest.
 fn world(cluster: Cluster, more: &[(&str, &str)]) -> Option<(World, Redis, Vec<Sentinel>)> {
-    let (list, port) = (cluster.list(), cluster.sentinels[0].port.to_string());
-    let mut variables = vec![
-        ("REDIS_URL", ""),
-        ("REDIS_SENTINELS", &*list),
-        ("REDIS_SENTINEL_MASTER", MASTER),
-        ("REDIS_SENTINEL_PORT", &port),
-        ("REDIS_SENTINEL_USERNAME", SENTINEL_LOGIN.0),
-        ("REDIS_SENTINEL_PASSWORD", SENTINEL_LOGIN.1),
-        ("REDIS_USER", LOGIN.0),
-        ("REDIS_PASSWORD", LOGIN.1),
-        ("GAP_CLOSE_SPREAD", "0.1"),
-        ("REDIS_AWAY_CLOSE", "60"),
-    ];
+    let found = cluster.variables();
+    let mut variables: Vec<(&str, &str)> = found.iter().map(|(name, value)| (*name, &**value)).collect();
     variables.extend(more);
     Some((World::with_redis(cluster.master, &variables)?, cluster.replica, cluster.sentinels))
 }

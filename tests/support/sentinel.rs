@@ -72,6 +72,23 @@ pub const SENTINEL_LOGIN: (&str, &str) = ("watcher", "sentinel-secret");
 pub const LOGIN: (&str, &str) = ("streaming", "master-secret");
 
 impl Cluster {
+    /// What a server has to be told to find the master by the sentinels, and to tell of its loss soon.
+    pub fn variables(&self) -> Vec<(&'static str, String)> {
+        let told = [
+            ("REDIS_URL", ""),
+            ("REDIS_SENTINELS", &self.list()),
+            ("REDIS_SENTINEL_MASTER", MASTER),
+            ("REDIS_SENTINEL_PORT", &self.sentinels[0].port.to_string()),
+            ("REDIS_SENTINEL_USERNAME", SENTINEL_LOGIN.0),
+            ("REDIS_SENTINEL_PASSWORD", SENTINEL_LOGIN.1),
+            ("REDIS_USER", LOGIN.0),
+            ("REDIS_PASSWORD", LOGIN.1),
+            ("GAP_CLOSE_SPREAD", "0.1"),
+            ("REDIS_AWAY_CLOSE", "60"),
+        ];
+        told.map(|(name, value)| (name, value.to_owned())).into()
+    }
+
     /// Starts them and waits until each knows the others.
     pub fn start() -> Option<Cluster> {
         let password = format!(">{}", LOGIN.1);
