@@ -28,6 +28,7 @@
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// The sockets that systemd passes, with their names (`FileDescriptorName=`); none where it passes none, and
 /// whenever this is called again. To be called first of all.
@@ -82,9 +83,52 @@ pub fn give_memory_back() {
     }
 }
 
-/// Empties the calling thread's cache of small free blocks (tcache): up to seven of each size, which after a rush
-/// lie all over the heap and hold a page each. Who asks for as many gets just these; freed by a thread that ends,
-/// they go back to where they are.
+/// A thread that frees what another one allocated: what came with clients. Its cache of small free blocks (tcache)
+/// holds up to seven of each size, which after a rush lie all over the other's heap and keep a page each: measured
+/// 50 pages a thread. It gives them back when the rush is over; [`give_memory_back`] then finds the pages free.
+///
+/// Times are of one clock; the caller tells what time it is.
+#[derive(Debug, Default)]
+pub struct ThreadCache {
+    /// How many clients came since it was emptied last.
+    clients: usize,
+    /// When the last of them came.
+    last_at: Duration,
+}
+
+impl ThreadCache {
+    /// So many clients since the last time are worth it.
+    const CROWD: usize = 64;
+
+    /// So long after the last one a rush is over; less than [`give_memory_back`] is put off.
+    const QUIET: Duration = Duration::from_millis(500);
+
+    /// What came with so many clients is or will be freed in this turn.
+    pub fn came(&mut self, clients: usize, now: Duration) {
+        if clients > 0 {
+            self.clients += clients;
+            self.last_at = now;
+        }
+    }
+
+    /// How long until it is to be emptied; none if it need not be.
+    pub fn due_in(&self, now: Duration) -> Option<Duration> {
+        let due = self.last_at + ThreadCache::QUIET;
+        (self.clients >= ThreadCache::CROWD).then(|| due.saturating_sub(now))
+    }
+
+    /// Empties it if that is due. Does nothing where the C library is not glibc.
+    pub fn settle(&mut self, now: Duration) {
+        if self.due_in(now).is_some_and(|time| time.is_zero()) {
+            self.clients = 0;
+            #[cfg(all(target_os = "linux", target_env = "gnu"))]
+            empty_thread_cache();
+        }
+    }
+}
+
+/// Empties the calling thread's cache. Who asks for as many blocks as it may hold gets just these; freed by a thread
+/// that ends, they go back to where they are.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn empty_thread_cache() {
     const OF_EACH_SIZE: usize = 7;

@@ -24,6 +24,7 @@ use crate::core::handover::{Command, Delivery, SessionRequest};
 use crate::core::mailbox::Mailbox;
 use crate::core::relay::{Pressure, Relay};
 use crate::limits::{HEADROOM_INTERVAL, Limits};
+use crate::sys::ThreadCache;
 
 pub use socket::Socket;
 
@@ -102,6 +103,7 @@ impl Reactor {
             relay,
             links,
             pressed: false,
+            cache: ThreadCache::default(),
             buffer: vec![0; READ_BYTES].into_boxed_slice(),
         };
         std::thread::Builder::new().name(name).spawn(move || running.run())
@@ -117,6 +119,7 @@ struct Running {
     links: Links,
     /// The budget was used up when last looked at.
     pressed: bool,
+    cache: ThreadCache,
     buffer: Box<[u8]>,
 }
 
@@ -139,7 +142,8 @@ impl Running {
     fn sleep(&self) -> Duration {
         // While the budget is used up, slow clients are looked at often.
         let longest = if self.pressed { HEADROOM_INTERVAL } else { SLEEP_MAX };
-        self.relay.sleep(self.links.clock.now(), longest)
+        let now = self.links.clock.now();
+        self.relay.sleep(now, self.cache.due_in(now).map_or(longest, |due| longest.min(due)))
     }
 
     fn turn(&mut self, events: &Events, deliveries: &mut Vec<Delivery<Socket>>) {
@@ -151,6 +155,7 @@ impl Running {
         }
         // A burst's queue is given back when it was far more than usual.
         deliveries.shrink_to(1024);
+        self.cache.came(self.relay.effects.arrived.len(), now);
         self.register_arrived();
         for event in events {
             if event.token() == WAKE {
@@ -173,6 +178,7 @@ impl Running {
         self.relay.relieve(pressure, now);
         self.relay.publish_gauges();
         self.send_effects(now);
+        self.cache.settle(now);
     }
 
     /// Registers newcomers. Their first bytes may be there already: an edge that came before the

@@ -39,6 +39,7 @@ use crate::redis::presence::{BATCH_CHANNELS, Batch, Requests, Subscriber};
 use crate::redis::route::{Heard, Router};
 use crate::redis::socket::BlockingSocket;
 use crate::redis::stats::IngestStats;
+use crate::sys::ThreadCache;
 
 /// Reads in a turn, after which commands are looked at again.
 pub const TURN_READS: usize = 64;
@@ -175,6 +176,7 @@ struct Worker<S> {
     waker: Arc<Waker>,
     commands: Arc<Mailbox<Command<S>>>,
     taken: Vec<Command<S>>,
+    cache: ThreadCache,
     router: Router<S>,
     link: Option<Link>,
     attempt: Attempt,
@@ -220,6 +222,7 @@ impl<S: Send + 'static> Worker<S> {
             waker: ingest.waker,
             commands: ingest.commands,
             taken: Vec::new(),
+            cache: ThreadCache::default(),
             router,
             link: None,
             attempt: Attempt::At(now),
@@ -276,6 +279,7 @@ impl<S: Send + 'static> Worker<S> {
         // soon as the server says that it listens, and nothing is lost yet.
         if self.link.is_some() || self.lost_at.is_some() {
             self.commands.drain(&mut self.taken);
+            self.cache.came(self.taken.len(), self.clock.now());
             for command in self.taken.drain(..) {
                 self.router.command(command);
             }
@@ -296,7 +300,10 @@ impl<S: Send + 'static> Worker<S> {
         set(&self.stats.unread_bytes, unread as u64);
         // A connection that was lost in this very turn is looked after in the next.
         let connect_at = if self.link.is_none() { connect_at.or(Some(now)) } else { None };
-        [connect_at, heart_at].into_iter().flatten().fold(self.refresh_at, Instant::min)
+        let since_start = self.clock.now();
+        self.cache.settle(since_start);
+        let cache_at = self.cache.due_in(since_start).map(|due| now + due);
+        [connect_at, heart_at, cache_at].into_iter().flatten().fold(self.refresh_at, Instant::min)
     }
 
     /// Leaves the old master when the sentinels announce another.

@@ -11,7 +11,7 @@
 
 use std::mem::size_of;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use arc_swap::ArcSwapOption;
 
@@ -22,14 +22,17 @@ use super::Filters;
 pub struct Slot {
     filters: ArcSwapOption<Filters>,
     /// Counts `filters_changed`; [`FORGOTTEN`] at the end.
-    generation: AtomicU64,
+    generation: AtomicU32,
     /// The cache's turn at which they were last used.
-    used: AtomicU64,
+    used: AtomicU32,
 }
+
+// It is part of what each viewer costs.
+const _: () = assert!(size_of::<Slot>() == 16);
 
 impl Slot {
     /// The filters, if they are loaded; noted as used in that turn.
-    pub fn filters(&self, turn: u64) -> Option<Arc<Filters>> {
+    pub fn filters(&self, turn: u32) -> Option<Arc<Filters>> {
         let filters = self.filters.load();
         let filters = filters.as_ref()?;
         self.used.store(turn, Ordering::Relaxed);
@@ -37,13 +40,13 @@ impl Slot {
     }
 
     /// To be remembered by a load before it begins.
-    pub fn generation(&self) -> u64 {
+    pub fn generation(&self) -> u32 {
         self.generation.load(Ordering::Acquire)
     }
 }
 
 /// The generation of a slot that takes no more filters.
-const FORGOTTEN: u64 = u64::MAX;
+const FORGOTTEN: u32 = u32::MAX;
 
 /// The budget of all slots. Owned by the audience stage.
 #[derive(Debug)]
@@ -51,7 +54,8 @@ pub struct FilterCache {
     slots: usize,
     budget_bytes: usize,
     held_bytes: usize,
-    turn: u64,
+    /// Wraps around.
+    turn: u32,
     evicted: u64,
 }
 
@@ -65,8 +69,8 @@ impl FilterCache {
     }
 
     /// Begins a turn: what is used from now on is more recent than what was.
-    pub fn next_turn(&mut self) -> u64 {
-        self.turn += 1;
+    pub fn next_turn(&mut self) -> u32 {
+        self.turn = self.turn.wrapping_add(1);
         self.turn
     }
 
@@ -74,12 +78,13 @@ impl FilterCache {
     pub fn admit(&mut self) -> Slot {
         self.slots += 1;
         self.held_bytes += SLOT_BYTES;
-        Slot { filters: ArcSwapOption::empty(), generation: AtomicU64::new(0), used: AtomicU64::new(0) }
+        Slot { filters: ArcSwapOption::empty(), generation: AtomicU32::new(0), used: AtomicU32::new(0) }
     }
 
     /// The account's filters changed: they are dropped, and loads on their way are not kept.
     pub fn changed(&mut self, slot: &Slot) {
-        slot.generation.fetch_add(1, Ordering::AcqRel);
+        let next = slot.generation().wrapping_add(1);
+        slot.generation.store(if next == FORGOTTEN { 0 } else { next }, Ordering::Release);
         self.held_bytes -= drop_filters(slot);
     }
 
@@ -95,7 +100,7 @@ impl FilterCache {
     pub fn fill<'a>(
         &mut self,
         slot: &Slot,
-        generation: u64,
+        generation: u32,
         filters: &Arc<Filters>,
         slots: impl Iterator<Item = &'a Slot>,
     ) -> bool {
@@ -136,12 +141,11 @@ impl FilterCache {
     /// Drops the least recently used until a tenth of the budget is free, so that this pass over all slots
     /// comes once in many fills.
     fn evict<'a>(&mut self, slots: impl Iterator<Item = &'a Slot>) {
-        let mut by_use: Vec<(u64, &Slot)> = slots
-            .filter(|slot| slot.filters.load().is_some())
-            .map(|slot| (slot.used.load(Ordering::Relaxed), slot))
-            .collect();
-        by_use.sort_unstable_by_key(|entry| entry.0);
-        for (_, slot) in by_use {
+        let unused_for = |slot: &Slot| self.turn.wrapping_sub(slot.used.load(Ordering::Relaxed));
+        let mut by_age: Vec<(u32, &Slot)> =
+            slots.filter(|slot| slot.filters.load().is_some()).map(|slot| (unused_for(slot), slot)).collect();
+        by_age.sort_unstable_by_key(|entry| std::cmp::Reverse(entry.0));
+        for (_, slot) in by_age {
             if self.held_bytes <= self.budget_bytes / 10 * 9 {
                 break;
             }

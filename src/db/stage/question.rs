@@ -54,7 +54,7 @@ pub(super) struct Answer {
 #[derive(Debug)]
 pub(super) struct Load {
     pub(super) viewer: Arc<Viewer>,
-    pub(super) generation: u64,
+    pub(super) generation: u32,
 }
 
 impl Question {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::mem::size_of;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -24,12 +24,14 @@ pub(super) struct Viewer {
     /// Its custom filters' place in the cache.
     pub(super) slot: Slot,
     settings: ArcSwapOption<(Settings, Duration)>,
-    /// When the latest of its connections came, in microseconds of the process's clock.
-    joined_us: AtomicU64,
+    /// When the latest of its connections came, in milliseconds of the process's clock; wraps after 49 days.
+    joined_ms: AtomicU32,
+    /// On all channels. Only [`Viewers`] looks at it.
+    connections: AtomicU32,
 }
 
-// With the counts of its `Arc` it fills what the allocator gives for 64 bytes.
-const _: () = assert!(size_of::<Viewer>() <= 56);
+// With the counts of its `Arc` and the allocator's header it fills 64 bytes.
+const _: () = assert!(size_of::<Viewer>() <= 40);
 
 impl Viewer {
     /// The account's settings and when they were read.
@@ -40,16 +42,22 @@ impl Viewer {
     /// Whether its settings are to be read before they decide anything: none are known, they are older than
     /// `age_max`, or older than its latest connection (a client that comes back gets what holds now).
     pub(super) fn needs_settings(&self, now: Duration, age_max: Duration) -> bool {
-        let joined = Duration::from_micros(self.joined_us.load(Ordering::Relaxed));
-        self.settings
-            .load()
-            .as_ref()
-            .is_none_or(|known| now.saturating_sub(known.1) > age_max || known.1 < joined)
+        let settings = self.settings.load();
+        let Some(known) = settings.as_ref() else { return true };
+        let age = now.saturating_sub(known.1);
+        // Exact to a millisecond, in which nobody changes settings and comes back. It wraps: then they are read once more.
+        let here_ms = millis(now).wrapping_sub(self.joined_ms.load(Ordering::Relaxed));
+        age > age_max || age > Duration::from_millis(u64::from(here_ms))
     }
 
     pub(super) fn set_settings(&self, settings: Settings, read_at: Duration) {
         self.settings.store(Some(Arc::new((settings, read_at))));
     }
+}
+
+/// Milliseconds since the start; wraps after 49 days, compared by difference.
+fn millis(now: Duration) -> u32 {
+    now.as_millis() as u32
 }
 
 /// The viewers of one channel, or of several, at one moment; shared while nobody comes or goes.
@@ -102,8 +110,8 @@ impl Watched {
 #[derive(Debug, Default)]
 pub(super) struct Viewers {
     channels: HashMap<Channel, Watched, RandomState>,
-    /// By account, with the number of its connections on all channels.
-    accounts: HashTable<(Arc<Viewer>, u32)>,
+    /// By account.
+    accounts: HashTable<Arc<Viewer>>,
     hasher: RandomState,
     /// Unions of several channels' snapshots that were asked for lately: while nobody comes or goes, the
     /// same few come again with every status.
@@ -125,20 +133,21 @@ impl Viewers {
         let hasher = &self.hasher;
         let entry = self.accounts.entry(
             hasher.hash_one(account),
-            |entry| entry.0.id == account,
-            |entry| hasher.hash_one(entry.0.id),
+            |viewer| viewer.id == account,
+            |viewer| hasher.hash_one(viewer.id),
         );
-        let mut entry = match entry {
+        let entry = match entry {
             Entry::Occupied(entry) => entry,
             Entry::Vacant(place) => {
                 let slot = cache.admit();
-                let (settings, joined_us) = (ArcSwapOption::empty(), AtomicU64::new(0));
-                place.insert((Arc::new(Viewer { id: account, slot, settings, joined_us }), 0))
+                let settings = ArcSwapOption::empty();
+                let (joined_ms, connections) = (AtomicU32::new(0), AtomicU32::new(0));
+                place.insert(Arc::new(Viewer { id: account, slot, settings, joined_ms, connections }))
             }
         };
-        let (viewer, connections) = entry.get_mut();
-        *connections += 1;
-        viewer.joined_us.store(now.as_micros() as u64, Ordering::Relaxed);
+        let viewer = entry.get();
+        viewer.connections.fetch_add(1, Ordering::Relaxed);
+        viewer.joined_ms.store(millis(now), Ordering::Relaxed);
         let watched = self.channels.entry(channel).or_default();
         let there = watched.range(account);
         if there.is_empty() {
@@ -165,26 +174,24 @@ impl Viewers {
             watched.viewers.shrink_to(watched.viewers.len() * 2);
         }
         let hash = self.hasher.hash_one(account);
-        let Ok(mut entry) = self.accounts.find_entry(hash, |entry| entry.0.id == account) else {
+        let Ok(entry) = self.accounts.find_entry(hash, |viewer| viewer.id == account) else {
             return false;
         };
-        let (viewer, connections) = entry.get_mut();
-        *connections -= 1;
-        if *connections > 0 {
+        if entry.get().connections.fetch_sub(1, Ordering::Relaxed) > 1 {
             return false;
         }
-        cache.forget(&viewer.slot);
+        cache.forget(&entry.get().slot);
         entry.remove();
         if self.accounts.len() < self.accounts.capacity() / 8 {
             let hasher = &self.hasher;
-            self.accounts.shrink_to(self.accounts.len() * 2, |entry| hasher.hash_one(entry.0.id));
+            self.accounts.shrink_to(self.accounts.len() * 2, |viewer| hasher.hash_one(viewer.id));
         }
         true
     }
 
     /// What is known of that account, if it watches anything.
     pub(super) fn get(&self, account: Id) -> Option<&Arc<Viewer>> {
-        self.accounts.find(self.hasher.hash_one(account), |entry| entry.0.id == account).map(|entry| &entry.0)
+        self.accounts.find(self.hasher.hash_one(account), |viewer| viewer.id == account)
     }
 
     /// Who watches that channel now; none if nobody does. Also the bytes that this snapshot takes, if it
@@ -240,7 +247,7 @@ impl Viewers {
 
     /// Everybody.
     pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Viewer>> {
-        self.accounts.iter().map(|entry| &entry.0)
+        self.accounts.iter()
     }
 
     /// How many accounts watch anything.
