@@ -162,7 +162,7 @@ pub(crate) struct Client<S> {
 pub(crate) struct Flags(u8);
 
 impl Flags {
-    /// Stands in the list of those to be written to in this turn.
+    /// Stands in the list of those who get a message in this turn.
     pub const DIRTY: u8 = 1;
     /// Its socket was full; it goes on when that is writable.
     pub const BLOCKED: u8 = 2;
@@ -174,6 +174,8 @@ impl Flags {
     pub const READ_MORE: u8 = 16;
     /// The peer ended its side while there was more to read.
     pub const HUNG_UP: u8 = 32;
+    /// Stands in the list of those to be answered.
+    pub const ANSWERED: u8 = 64;
 
     pub fn has(self, flag: u8) -> bool {
         self.0 & flag != 0

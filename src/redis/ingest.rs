@@ -1,8 +1,8 @@
 //! The ingest thread: one poll over the subscriber connection and the mailbox of commands.
 //!
-//! A turn: do what was asked, read at most [`TURN_READS`] times or [`TURN_BYTES`], write subscriptions, look
-//! at the clock, hand everything over with one push per reactor. It waits for nobody: neither for the door,
-//! nor for PostgreSQL, nor for a connection to be made (a short-lived thread does that).
+//! A turn: do what was asked, at most [`TURN_COMMANDS`], read at most [`TURN_READS`] times or [`TURN_BYTES`], write
+//! subscriptions, look at the clock, hand everything over with one push per reactor. It waits for nobody: neither
+//! for the door, nor for PostgreSQL, nor for a connection to be made (a short-lived thread does that).
 //!
 //! The gate is asked before each message. While it is closed nothing is read, readiness is remembered, and
 //! the clock that looks for a dead link stands still: Redis's answer would wait behind what we do not read.
@@ -10,6 +10,7 @@
 //! Bounds: what is read and not handed over is at most one turn's reading; the table's are its own.
 //! Tested against a real Redis in `tests/redis_ingest`.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -45,6 +46,8 @@ use crate::sys::ThreadCache;
 pub const TURN_READS: usize = 64;
 /// Bytes read in a turn, after which commands are looked at again.
 pub const TURN_BYTES: usize = 256 * 1024;
+/// Commands done in a turn, after which messages are read again: those of a crowd take milliseconds.
+pub const TURN_COMMANDS: usize = 64;
 /// Channels in one SUBSCRIBE or UNSUBSCRIBE.
 pub const COMMAND_CHANNELS: usize = 1000;
 /// Into so many parts the presence keys are divided for their refresh.
@@ -175,7 +178,10 @@ struct Worker<S> {
     poll: Poll,
     waker: Arc<Waker>,
     commands: Arc<Mailbox<Command<S>>>,
-    taken: Vec<Command<S>>,
+    /// Reused for taking what waits in the mailbox.
+    inbox: Vec<Command<S>>,
+    /// Taken and not yet done.
+    taken: VecDeque<Command<S>>,
     cache: ThreadCache,
     router: Router<S>,
     link: Option<Link>,
@@ -221,7 +227,8 @@ impl<S: Send + 'static> Worker<S> {
             poll: ingest.poll,
             waker: ingest.waker,
             commands: ingest.commands,
-            taken: Vec::new(),
+            inbox: Vec::new(),
+            taken: VecDeque::new(),
             cache: ThreadCache::default(),
             router,
             link: None,
@@ -247,7 +254,7 @@ impl<S: Send + 'static> Worker<S> {
         let mut events = Events::with_capacity(16);
         let mut look_at = Instant::now();
         loop {
-            let wait = if self.unfinished {
+            let wait = if self.unfinished || self.has_commands() {
                 Duration::ZERO
             } else {
                 look_at.saturating_duration_since(Instant::now())
@@ -270,6 +277,11 @@ impl<S: Send + 'static> Worker<S> {
         }
     }
 
+    /// Whether there are commands left that could be done.
+    fn has_commands(&self) -> bool {
+        !self.taken.is_empty() && (self.link.is_some() || self.lost_at.is_some())
+    }
+
     /// One turn. When to look again at the latest.
     fn turn(&mut self) -> Instant {
         let now = Instant::now();
@@ -278,12 +290,19 @@ impl<S: Send + 'static> Worker<S> {
         // Who comes while the very first attempt to connect is under way waits for its end: clients come as
         // soon as the server says that it listens, and nothing is lost yet.
         if self.link.is_some() || self.lost_at.is_some() {
-            self.commands.drain(&mut self.taken);
-            self.cache.came(self.taken.len(), self.clock.now());
-            for command in self.taken.drain(..) {
+            if self.taken.is_empty() {
+                self.commands.drain(&mut self.inbox);
+                self.taken.extend(self.inbox.drain(..));
+                self.inbox.shrink_to(1024);
+            }
+            let part = self.taken.len().min(TURN_COMMANDS);
+            self.cache.came(part, self.clock.now());
+            for command in self.taken.drain(..part) {
                 self.router.command(command);
             }
-            self.taken.shrink_to(1024);
+            if self.taken.is_empty() {
+                self.taken.shrink_to(1024);
+            }
         }
         let outcome =
             self.read().and_then(|()| self.heartbeat()).and_then(|heart| self.write().map(|()| heart));

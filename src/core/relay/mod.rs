@@ -25,7 +25,7 @@ mod slow;
 mod tests;
 mod wire;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,6 +53,10 @@ const TURN_PIECES_MAX: usize = 64;
 
 /// Reads per client and turn at most.
 const TURN_READS_MAX: usize = 4;
+
+/// Clients that are answered in one turn at most (response heads, pongs, errors): a quarter of a millisecond of writes.
+/// A crowd that comes in must not stand between a message and those who wait for it.
+const TURN_ANSWERS_MAX: usize = 32;
 
 /// What has to happen outside.
 #[derive(Debug, Default)]
@@ -109,8 +113,10 @@ pub struct Relay<S> {
     wheel: Wheel,
     counters: Arc<ReactorCounters>,
     next_generation: u32,
-    /// Clients with something to write in this turn.
+    /// Clients with messages to write in this turn.
     dirty: Vec<u32>,
+    /// Clients with something else to write, when it is their turn.
+    answers: VecDeque<u32>,
     /// Clients who ran out of their budget, not of their socket's room.
     ready: Vec<u32>,
     /// Clients whose socket may have more to read.
@@ -174,6 +180,7 @@ impl<S: Socket> Relay<S> {
             counters,
             next_generation: 1,
             dirty: Vec::new(),
+            answers: VecDeque::new(),
             ready: Vec::new(),
             read_more: Vec::new(),
             lagging: Vec::new(),
@@ -446,7 +453,8 @@ impl<S: Socket> Relay<S> {
         self.wheel.insert(due, timer_key(Timer::Keepalive, index, generation));
     }
 
-    /// Writes to everyone who has something to get: one write per client.
+    /// Writes to everyone who has a message to get, then to as many of those who are to be answered as a turn has
+    /// room for: one write per client.
     ///
     /// `clock` is asked before each write, since a thousand writes take milliseconds and each delivery's
     /// latency is measured.
@@ -461,6 +469,16 @@ impl<S: Socket> Relay<S> {
         // Writes mark nobody dirty; should one ever, it goes first in the next turn.
         dirty.append(&mut self.dirty);
         self.dirty = dirty;
+        for _ in 0..TURN_ANSWERS_MAX {
+            let Some(index) = self.answers.pop_front() else { break };
+            if let Some(client) = self.clients.get_mut(index as usize) {
+                client.flags.clear(Flags::ANSWERED);
+                self.write(index, clock());
+            }
+        }
+        if self.answers.is_empty() {
+            self.answers.shrink_to(1024);
+        }
         // Who ran out of budget comes first in the next turn.
         for index in std::mem::take(&mut self.ready) {
             if let Some(client) = self.clients.get_mut(index as usize)
@@ -483,7 +501,7 @@ impl<S: Socket> Relay<S> {
 
     /// How long the driver may sleep when nothing comes: not at all while somebody ran out of budget.
     pub fn sleep(&self, now: Duration, longest: Duration) -> Duration {
-        if self.dirty.is_empty() && self.read_more.is_empty() {
+        if self.dirty.is_empty() && self.answers.is_empty() && self.read_more.is_empty() {
             self.wheel.sleep(now, longest)
         } else {
             Duration::ZERO

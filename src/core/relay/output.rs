@@ -111,15 +111,16 @@ fn outcome<S>(client: &Client<S>, entry: &Entry, sub: SubIndex) -> Option<u16> {
 }
 
 impl<S: Socket> Relay<S> {
-    /// Queues bytes that are no message; they are written in this turn if the socket takes them.
+    /// Queues bytes that are no message; they are written with the client's next message, or when it is its turn to be
+    /// answered.
     pub(super) fn send(&mut self, index: u32, bytes: Bytes) {
         let Some(client) = self.clients.get_mut(index as usize) else { return };
         if bytes.is_empty() {
             return;
         }
         client.extra().out.push_back(bytes);
-        if !client.flags.has(Flags::BLOCKED) && client.flags.set(Flags::DIRTY) {
-            self.dirty.push(index);
+        if !client.flags.has(Flags::BLOCKED) && client.flags.set(Flags::ANSWERED) {
+            self.answers.push_back(index);
         }
     }
 

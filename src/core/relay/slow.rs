@@ -74,7 +74,7 @@ impl<S: Socket> Relay<S> {
         set(&self.counters.log_entries, self.log.len() as u64);
         set(&self.counters.log_bytes, self.log.bytes());
         set(&self.counters.lagging, self.lagging.len() as u64);
-        set(&self.counters.ready, self.dirty.len() as u64);
+        set(&self.counters.ready, (self.dirty.len() + self.answers.len()) as u64);
         set(&self.counters.unfinished_bytes, self.talkers.unfinished_bytes() as u64);
     }
 

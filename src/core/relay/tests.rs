@@ -1,6 +1,113 @@
+use std::cell::RefCell;
+use std::io::{self, IoSlice};
+use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::{millis, since_ms};
+use bytes::Bytes;
+
+use super::{Relay, TURN_ANSWERS_MAX, millis, since_ms};
+use crate::core::client::Socket;
+use crate::core::event::{Event, Parsed, Position, Transport};
+use crate::core::gate::Gate;
+use crate::core::handover::{Delivery, NewClient, NewSubscription, Viewer};
+use crate::core::stream::{Channel, Param, Scopes, Stream, StreamKind};
+use crate::limits::Limits;
+
+/// What all sockets were given, in order: whose it is, and the bytes.
+type Wire = Rc<RefCell<Vec<(u64, Vec<u8>)>>>;
+
+const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\n\r\n";
+
+/// Takes everything.
+#[derive(Debug)]
+struct Tape(u64, Wire);
+
+impl Socket for Tape {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        let bytes = slices.iter().flat_map(|slice| slice.iter().copied()).collect::<Vec<u8>>();
+        let taken = bytes.len();
+        self.1.borrow_mut().push((self.0, bytes));
+        Ok(taken)
+    }
+
+    fn finish(&mut self) {}
+
+    fn reset(&mut self) {}
+}
+
+/// A client of its own home timeline.
+fn newcomer(account: u64, wire: &Wire) -> Delivery<Tape> {
+    let scopes = Scopes::READ;
+    let stream =
+        Stream { kind: StreamKind::User, allow_local_only: false, param: Param::None, spelling: None };
+    Delivery::Client(
+        Box::new(NewClient {
+            socket: Tape(account, Rc::clone(wire)),
+            transport: Transport::SseChunked,
+            viewer: Viewer { account, token: account, scopes },
+            expires_at: None,
+            head: Bytes::from_static(HEAD),
+            read_ahead: Bytes::new(),
+            subscription: Some(NewSubscription {
+                channels: stream.channels(account, scopes.notifications()),
+                stream,
+                account,
+            }),
+            address: None,
+            request: None,
+        }),
+        0,
+    )
+}
+
+fn message(account: u64, seq: u64, gate: &Arc<Gate>) -> Delivery<Tape> {
+    let at = Position { epoch: 1, seq, read_at: Duration::ZERO };
+    let bytes = Bytes::from_static(br#"{"event":"delete","payload":"1"}"#);
+    match Event::parse(Channel::Account(account), at, bytes, gate) {
+        Parsed::Event(event) => Delivery::Event(event),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_crowd_that_comes_in_does_not_stand_before_a_message() {
+    const CROWD: u64 = 3 * TURN_ANSWERS_MAX as u64;
+    let (wire, gate) = (Wire::default(), Gate::new(1 << 20, 1 << 19, || {}));
+    let mut relay = Relay::new(0, Limits::default(), Duration::ZERO, Arc::default());
+    let now = Duration::from_secs(1);
+    let turn = |relay: &mut Relay<Tape>| {
+        relay.flush(&mut || now);
+        std::mem::take(&mut *wire.borrow_mut())
+    };
+    relay.deliver(newcomer(1000, &wire), now);
+    assert_eq!(turn(&mut relay), [(1000, HEAD.to_vec())]);
+
+    (1..=CROWD).for_each(|account| relay.deliver(newcomer(account, &wire), now));
+    // The last of them has a message too, as if it had been published just after they came.
+    [1000, CROWD].into_iter().enumerate().for_each(|(number, account)| {
+        relay.deliver(message(account, number as u64 + 1, &gate), now);
+    });
+    let first = turn(&mut relay);
+    assert_eq!(first[0].0, 1000, "a message goes before response heads");
+    assert_eq!(first[1].0, CROWD);
+    assert!(first[1].1.starts_with(HEAD), "the head goes before the newcomer's message");
+    assert!(first[1].1.len() > HEAD.len(), "in one write");
+    assert_eq!(first.len(), 2 + TURN_ANSWERS_MAX, "and then a turn's part of the crowd is answered");
+
+    let longest = Duration::from_secs(5);
+    let mut answered: Vec<u64> = first[2..].iter().map(|(account, _)| *account).collect();
+    while relay.sleep(now, longest).is_zero() {
+        let part = turn(&mut relay);
+        assert!(part.len() <= TURN_ANSWERS_MAX && part.iter().all(|(_, bytes)| bytes == HEAD));
+        answered.extend(part.iter().map(|(account, _)| *account));
+    }
+    assert_eq!(answered, (1..CROWD).collect::<Vec<u64>>(), "everyone, once, in the order in which they came");
+}
 
 #[test]
 fn a_moment_later_in_the_turn_is_not_long_ago() {
