@@ -1,5 +1,5 @@
 //! Client libraries as people use them, unchanged: npm ws, eventsource and masto, Python websockets and
-//! Mastodon.py; and the demo's page in a real browser.
+//! Mastodon.py; and the pages for people in a real browser: the demo and the status page.
 //!
 //! `tests/run` installs them into `target/clients`; where that was not done these tests say what they left out.
 
@@ -18,7 +18,7 @@ use support::machine::{clients, left_out, ours_alone, program, wait_for};
 use support::posts::{message, text_message};
 use support::server::{Env, Server};
 use support::world::fresh_id;
-use support::{World, posts};
+use support::{Sse, World, posts};
 
 /// Starting an interpreter on a busy machine takes its time.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -170,4 +170,26 @@ fn the_demo_page_shows_posts_arriving_on_both_transports() {
     let seen = client.next();
     assert!(seen["ws"].as_u64() >= Some(3) && seen["sse"].as_u64() >= Some(3), "{seen}");
     assert_eq!(seen["faults"], json!([]), "{seen}");
+}
+
+#[test]
+fn the_status_page_fits_a_phone_and_a_desktop_in_the_dark_and_in_the_light() {
+    if !ours_alone() {
+        return;
+    }
+    let Some(browser) = program("chromium") else { return left_out("chromium is not installed") };
+    let Some(world) = World::start() else { return };
+    let viewer = world.viewer("read");
+    let _sse = Sse::open(&world.server, "/api/v1/streaming/user", &viewer.token);
+    let page = format!("http://{}/status/", world.server.address());
+    let Some(client) = Client::run("status_page.mjs", &[&page, browser.to_str().unwrap()]) else { return };
+    for ground in ["rgb(15, 21, 27)", "rgb(244, 246, 248)"] {
+        let seen = client.next();
+        let text = |name: &str| seen[name].as_str().unwrap_or_default().to_owned();
+        assert!(text("state").starts_with("All is well"), "{seen}");
+        assert!(text("tiles").contains("Connections 1 0 WebSocket, 1 SSE"), "{seen}");
+        assert!(text("streams").contains("user 0 1"), "{seen}");
+        assert_eq!((&seen["sticking"], &seen["beyond"]), (&json!([]), &json!(0)), "{seen}");
+        assert_eq!((&seen["faults"], text("ground").as_str()), (&json!([]), ground), "{seen}");
+    }
 }
