@@ -272,6 +272,12 @@ fn what_postgresql_lacks_is_named_by_table() {
     checked_names(&env, &["no_such_database", "DB_NAME"], &postgres.url("no_such_database"));
     let nobody = format!("postgres://no_such_role@127.0.0.1:{}/{}", postgres.port, database.name);
     checked_names(&env, &["no_such_role", "DB_USER"], &nobody);
+    let silent = format!("postgres://tidegate@127.0.0.1:{}/{}", postgres.port, database.name);
+    checked_names(&env, &["refuses", "set DB_PASS"], &silent);
+    // As Debian has it on PostgreSQL's socket, but for the user's name.
+    let socket = postgres.service.folder().display();
+    let peer = format!("postgres://no_such_role@/{}?host={socket}&port={}", database.name, postgres.port);
+    checked_names(&env, &["refuses", "DB_USER", "DB_HOST=localhost"], &peer);
     database.run(&format!("DROP OWNED BY {name}; DROP ROLE {name}"));
 }
 

@@ -58,14 +58,14 @@ pub enum DbError {
         advice: Arc<str>,
     },
     /// It does not let us in. Worth another try only after someone acted.
-    #[error(
-        "PostgreSQL at {at} refuses the connection ({cause}); check DB_USER, DB_PASS and DB_NAME or DATABASE_URL"
-    )]
+    #[error("PostgreSQL at {at} refuses the connection ({cause}); {advice}")]
     Refused {
         /// Its address.
         at: Arc<str>,
         /// What it said.
         cause: Arc<str>,
+        /// What to do.
+        advice: &'static str,
     },
     /// No connection was free, or the statement took longer than it may.
     #[error(
@@ -263,6 +263,9 @@ impl Pool {
     }
 }
 
+/// How the library says that PostgreSQL asks for a password that it was not given; there is no code for it.
+const NO_PASSWORD: &str = "password missing";
+
 enum Failure {
     /// The connection was going away; on another one it may succeed.
     Dying(DbError),
@@ -296,7 +299,13 @@ impl Inner {
             }
             source = deeper.source();
         }
+        let refused = |advice| {
+            Failure::Final(DbError::Refused { at: Arc::clone(&self.at), cause: cause.as_str().into(), advice })
+        };
         let Some(code) = error.code() else {
+            if cause.contains(NO_PASSWORD) {
+                return refused("it asks for a password: set DB_PASS, or put it into DATABASE_URL");
+            }
             // No answer from the server: the connection, or what we sent (which no outside input reaches).
             let away = self.away(&cause);
             return if error.is_closed()
@@ -313,7 +322,11 @@ impl Inner {
             // 55: among others, a database that takes no connections at the moment.
             "57" | "08" | "55" => Failure::Dying(self.away(&cause)),
             "53" | "58" | "XX" => Failure::Final(self.away(&cause)),
-            "28" | "3D" => Failure::Final(DbError::Refused { at: Arc::clone(&self.at), cause: cause.into() }),
+            "28" if *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION && self.at.starts_with('/') => refused(
+                "check DB_USER: on its own machine's socket PostgreSQL may ask for the system's user of that name \
+                 (with DB_HOST=localhost it goes by DB_PASS)",
+            ),
+            "28" | "3D" => refused("check DB_USER, DB_PASS and DB_NAME or DATABASE_URL"),
             _ => Failure::Final(DbError::Statement { cause: cause.into() }),
         }
     }
