@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use regex::Regex;
-use support::machine::{Folder, clients, program};
-use support::{World, left_out, ours_alone};
+use support::machine::{Folder, PATIENCE, clients, program};
+use support::{Server, Sse, World, Ws, left_out, ours_alone, posts, wait_until};
 use tidegate::config::variables::{self, Variable};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_tidegate");
@@ -77,6 +77,80 @@ fn systemd_units_are_right_and_hardened() {
             None => left_out("needs a systemd-analyze that rates files"),
         }
     }
+}
+
+/// What Mastodon's own unit, in which Tidegate may take Node's place by one line, forbids: there such a call ends
+/// the process, under ours it fails.
+const MASTODON_FORBIDS: &str =
+    "@cpu-emulation @debug @keyring @ipc @memlock @mount @obsolete @privileged @resources @setuid";
+const MASTODON_ALLOWS: &str = "@default pipe pipe2";
+
+#[test]
+fn the_server_makes_no_system_call_that_a_unit_forbids() {
+    if !ours_alone() {
+        return;
+    }
+    let (Some(strace), Some(analyze)) = (tool("strace"), tool("systemd-analyze")) else { return };
+    let Some(world) = World::start() else { return };
+    let folder = Folder::new("strace");
+    let file = folder.path().join("calls");
+    // By a tracer that is no parent, so that signals go to the server itself.
+    let script = format!("exec {} -D -f -qq -o {} \"$0\"", strace.display(), file.display());
+    let mut env = world.env.clone();
+    env.insert("DRAIN_SECONDS".into(), "0".into());
+    let mut server = Server::spawn_by(&script, Stdio::null(), &env).listening();
+    let viewer = world.viewer("read");
+    let mut home = Sse::open(&server, "/api/v1/streaming/user", &viewer.token);
+    let mut public = Ws::open(&server, "/?stream=public", &viewer.token);
+    world.redis.until_subscribed(&["timeline:public"]);
+    world.publish(&viewer.home(), &posts::text_message("delete", "1"));
+    home.expect("delete", "1");
+    world.publish("timeline:public", &posts::message("update", &posts::status(1, world.account())));
+    assert!(public.next().contains("update"));
+    assert_eq!(server.get("/status").status(), 200);
+    server.signal("TERM");
+    assert!(server.until_exit().success());
+
+    let ended = || std::fs::read_to_string(&file).is_ok_and(|text| text.contains("exit_group(0"));
+    wait_until("strace has written all", PATIENCE, ended);
+    let calls: BTreeSet<String> = Regex::new(r"(?m)^\d+ +(?:<\.\.\. )?([a-z0-9_]+)(?:\(| resumed)")
+        .unwrap()
+        .captures_iter(&std::fs::read_to_string(&file).unwrap())
+        .map(|found| found[1].to_owned())
+        .collect();
+    assert!(calls.contains("epoll_wait") && calls.contains("accept4"), "{calls:?}");
+    let expand = |words: &str| -> BTreeSet<String> {
+        let words = words.split_whitespace();
+        words
+            .flat_map(
+                |word| if word.starts_with('@') { group(&analyze, word) } else { [word.to_owned()].into() },
+            )
+            .collect()
+    };
+    let forbidden = &expand(MASTODON_FORBIDS) - &expand(MASTODON_ALLOWS);
+    assert!(forbidden.contains("setpriority") && forbidden.contains("ptrace"), "{forbidden:?}");
+    let (of_mastodons, none) = (&calls & &forbidden, BTreeSet::<String>::new());
+    assert_eq!(of_mastodons, none, "under Mastodon's unit");
+    for unit in ["tidegate.service", "tidegate@.service"] {
+        let mut allowed = expand("@default");
+        let text = read(&format!("dist/systemd/{unit}"));
+        for words in text.lines().filter_map(|line| line.strip_prefix("SystemCallFilter=")) {
+            match words.strip_prefix('~') {
+                Some(words) => allowed = &allowed - &expand(words),
+                None => allowed.extend(expand(words)),
+            }
+        }
+        assert_eq!(&calls - &allowed, none, "under {unit}");
+    }
+}
+
+/// What a group of system calls holds.
+fn group(analyze: &Path, name: &str) -> BTreeSet<String> {
+    let text = succeeds(Command::new(analyze).args(["syscall-filter", "--no-pager", name]));
+    let lines = text.lines().skip(1).map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines
+        .flat_map(|line| if line.starts_with('@') { group(analyze, line) } else { [line.to_owned()].into() })
+        .collect()
 }
 
 #[test]

@@ -300,7 +300,11 @@ impl Inner {
             source = deeper.source();
         }
         let refused = |advice| {
-            Failure::Final(DbError::Refused { at: Arc::clone(&self.at), cause: cause.as_str().into(), advice })
+            Failure::Final(DbError::Refused {
+                at: Arc::clone(&self.at),
+                cause: cause.as_str().into(),
+                advice,
+            })
         };
         let Some(code) = error.code() else {
             if cause.contains(NO_PASSWORD) {
@@ -322,10 +326,12 @@ impl Inner {
             // 55: among others, a database that takes no connections at the moment.
             "57" | "08" | "55" => Failure::Dying(self.away(&cause)),
             "53" | "58" | "XX" => Failure::Final(self.away(&cause)),
-            "28" if *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION && self.at.starts_with('/') => refused(
-                "check DB_USER: on its own machine's socket PostgreSQL may ask for the system's user of that name \
+            "28" if *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION && self.at.starts_with('/') => {
+                refused(
+                    "check DB_USER: on its own machine's socket PostgreSQL may ask for the system's user of that name \
                  (with DB_HOST=localhost it goes by DB_PASS)",
-            ),
+                )
+            }
             "28" | "3D" => refused("check DB_USER, DB_PASS and DB_NAME or DATABASE_URL"),
             _ => Failure::Final(DbError::Statement { cause: cause.into() }),
         }
