@@ -1,10 +1,12 @@
 -- What Tidegate may read: these columns and nothing else. It writes nothing.
 --
---     createuser --pwprompt tidegate
---     psql -d mastodon_production -f postgresql-grants.sql
+--     sudo -u postgres createuser --pwprompt tidegate
+--     sudo -u postgres psql -d mastodon_production -f postgresql-grants.sql
 --
 -- Then DB_USER=tidegate and DB_PASS for the streaming service alone (in its unit, not in .env.production, which
--- Rails reads too). To be run again after an upgrade of Tidegate whose notes say so; running it twice does no harm.
+-- Rails reads too). Where DB_HOST is the directory of PostgreSQL's socket, DB_HOST=localhost too: through the socket
+-- Debian's PostgreSQL lets in only the system's user of that name. To be run again after an upgrade of Tidegate whose
+-- notes say so; running it twice does no harm.
 
 GRANT USAGE ON SCHEMA public TO tidegate;
 
