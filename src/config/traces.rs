@@ -9,6 +9,7 @@ use hyper::Uri;
 use hyper::header::{HeaderName, HeaderValue};
 use percent_encoding::percent_decode_str;
 
+use super::database::{ClientCert, RootCerts};
 use super::read::{Reader, Secret};
 use super::variables::{self as v, Variable};
 
@@ -17,6 +18,12 @@ use super::variables::{self as v, Variable};
 pub struct Traces {
     /// Where they are posted to.
     pub endpoint: Uri,
+    /// The variable that says so, for messages.
+    pub variable: &'static str,
+    /// Whose certificates are believed where that is https.
+    pub roots: RootCerts,
+    /// Our own certificate, for a receiver that asks for one.
+    pub client: Option<ClientCert>,
     /// Headers of each request, valid ones.
     pub headers: Vec<(String, Secret)>,
     /// How long one batch may take, every attempt included.
@@ -73,8 +80,13 @@ pub(super) fn traces(read: &mut Reader) -> Option<Traces> {
     let message_ratio = if sampler == Sampler::Never { 0.0 } else { message_ratio };
     let queue_max = read.number(&v::OTEL_BSP_MAX_QUEUE_SIZE, 2048, 1..=100_000);
     let batch_max = read.number(&v::OTEL_BSP_MAX_EXPORT_BATCH_SIZE, 512, 1..=100_000);
+    let (variable, endpoint) = endpoint(read);
+    let roots = read.first(&[&v::OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE, &v::OTEL_EXPORTER_OTLP_CERTIFICATE]);
     Some(Traces {
-        endpoint: endpoint(read),
+        endpoint,
+        variable: variable.name,
+        roots: roots.map_or(RootCerts::Default, |(_, path)| RootCerts::File(path.into())),
+        client: client(read),
         headers: headers(read),
         timeout: timeout(read),
         sampler,
@@ -143,24 +155,38 @@ fn ratio(read: &mut Reader, variable: &'static Variable, default: f64) -> f64 {
     }
 }
 
-fn endpoint(read: &mut Reader) -> Uri {
-    let default = Uri::from_static("http://localhost:4318/v1/traces");
+fn client(read: &mut Reader) -> Option<ClientCert> {
+    let certs = [&v::OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE, &v::OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE];
+    let keys = [&v::OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY, &v::OTEL_EXPORTER_OTLP_CLIENT_KEY];
+    match (read.first(&certs), read.first(&keys)) {
+        (Some((_, cert)), Some((_, key))) => Some(ClientCert { cert: cert.into(), key: key.into() }),
+        (None, None) => None,
+        (Some((alone, _)), None) | (None, Some((alone, _))) => {
+            read.refuse(alone, "a certificate and its key are needed together");
+            None
+        }
+    }
+}
+
+/// Where it is, and the variable that says so.
+fn endpoint(read: &mut Reader) -> (&'static Variable, Uri) {
+    let default = || Uri::from_static("http://localhost:4318/v1/traces");
     let text = |variable| read.text(variable).map(|text| (variable, text.trim().to_owned()));
     // That of all signals is a base, that of traces is taken as it stands.
     let (variable, url) =
         match (text(&v::OTEL_EXPORTER_OTLP_TRACES_ENDPOINT), text(&v::OTEL_EXPORTER_OTLP_ENDPOINT)) {
             (Some(own), _) => own,
             (None, Some((variable, base))) => (variable, format!("{}/v1/traces", base.trim_end_matches('/'))),
-            (None, None) => return default,
+            (None, None) => return (&v::OTEL_TRACES_EXPORTER, default()),
         };
     match url.parse::<Uri>() {
-        Ok(uri) if is_usable(&uri) => uri,
+        Ok(uri) if is_usable(&uri) => (variable, uri),
         _ => {
             read.refuse(
                 variable,
                 "http://HOST[:PORT][/PATH] or https://…; a password goes into OTEL_EXPORTER_OTLP_HEADERS",
             );
-            default
+            (variable, default())
         }
     }
 }

@@ -206,12 +206,18 @@ variables! {
     }
     #[cfg(feature = "otel")]
     Traces {
-        OTEL_EXPORTER_OTLP_ENDPOINT (secret) = "", "Where an OTLP receiver takes HTTP, such as http://localhost:4318; /v1/traces is added. Traces are off until this, the next or OTEL_TRACES_EXPORTER is set. With https, authorities are trusted as for Redis.";
+        OTEL_EXPORTER_OTLP_ENDPOINT (secret) = "", "Where an OTLP receiver takes HTTP, such as http://localhost:4318; /v1/traces is added. Traces are off until this, the next or OTEL_TRACES_EXPORTER is set.";
         OTEL_EXPORTER_OTLP_TRACES_ENDPOINT (secret) = "", "The same for traces alone, taken as it stands.";
         OTEL_TRACES_EXPORTER = "", "otlp or none. Default: otlp if an endpoint is set.";
         OTEL_SDK_DISABLED = "false", "Whether traces are off whatever else is set: true or false.";
         OTEL_EXPORTER_OTLP_HEADERS (secret) = "", "Headers of each request, NAME=VALUE separated by commas, values percent-encoded.";
         OTEL_EXPORTER_OTLP_TRACES_HEADERS (secret) = "", "Those of requests with traces: in place of these.";
+        OTEL_EXPORTER_OTLP_CERTIFICATE = "", "File with the certificate authorities (PEM) of a receiver at https. Default: the system's and NODE_EXTRA_CA_CERTS.";
+        OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE = "", "The same for traces alone.";
+        OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE = "", "File with our own certificate (PEM), for a receiver that asks for one.";
+        OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE = "", "The same for traces alone.";
+        OTEL_EXPORTER_OTLP_CLIENT_KEY = "", "File with its key.";
+        OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY = "", "The same for traces alone.";
         OTEL_EXPORTER_OTLP_TIMEOUT = "10000", "Milliseconds that a batch of spans may take to be sent, another try included.";
         OTEL_EXPORTER_OTLP_TRACES_TIMEOUT = "", "The same for traces alone.";
         OTEL_EXPORTER_OTLP_PROTOCOL = "http/protobuf", "http/protobuf is the only one.";

@@ -29,7 +29,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::config::{self, RootCerts, SslMode};
 use crate::tls::der::{self, Hash};
-use crate::tls::{Client, SetupError, Verify, server_name};
+use crate::tls::{Client, POSTGRESQL, SetupError, Verify, server_name};
 
 /// How connections are encrypted.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -73,7 +73,7 @@ impl Encryption {
             (SslMode::Allow | SslMode::Prefer, RootCerts::File(_)) => Verify::Chain,
             (SslMode::Allow | SslMode::Prefer | SslMode::Require, _) => Verify::Nothing,
         };
-        let client = Client::new(verify, &database.roots, tls, database.client.as_ref())?;
+        let client = Client::new(verify, &database.roots, tls, database.client.as_ref(), &POSTGRESQL)?;
         Ok(Encryption { mode: database.mode, variable: database.variable, client: Some(client) })
     }
 

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use hyper::header::{HOST, HeaderValue};
-use hyper::{Request, Response, Uri};
+use hyper::header::{CONTENT_TYPE, HOST, HeaderValue};
+use hyper::{Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use opentelemetry_http::{HttpClient, HttpError};
 use opentelemetry_sdk::Resource;
@@ -25,11 +25,19 @@ use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 use tokio_rustls::TlsConnector;
 
-use crate::config::{Tls, Traces};
-use crate::tls;
+use crate::config::variables as v;
+use crate::config::{RootCerts, Tls, Traces};
+use crate::tls::{self, Names, Verify};
 
 /// More is no answer to spans.
 const BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// What names the files that TLS needs.
+pub(crate) const NAMES: Names = Names {
+    roots: v::OTEL_EXPORTER_OTLP_CERTIFICATE.name,
+    cert: v::OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE.name,
+    key: v::OTEL_EXPORTER_OTLP_CLIENT_KEY.name,
+};
 
 /// Where that is, for the log: paths and queries may hold keys.
 pub(super) fn place(endpoint: &Uri) -> String {
@@ -57,7 +65,14 @@ impl fmt::Debug for Client {
 impl Client {
     pub(super) fn new(traces: &Traces, tls: &Tls) -> Result<Client, String> {
         let tls = (traces.endpoint.scheme_str() == Some("https"))
-            .then(|| tls::Client::for_redis(tls))
+            .then(|| {
+                let verify = if tls.verify || traces.roots != RootCerts::Default {
+                    Verify::ChainAndName
+                } else {
+                    Verify::Nothing
+                };
+                tls::Client::new(verify, &traces.roots, tls, traces.client.as_ref(), &NAMES)
+            })
             .transpose()
             .map_err(|error| format!("traces: {error}"))?;
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -71,18 +86,26 @@ impl Client {
         Arc::clone(&self.causes)
     }
 
+    /// Must not be called within a runtime.
     fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let result = self.runtime.block_on(async {
             let answer = tokio::time::timeout(self.timeout, self.exchange(request));
             answer.await.unwrap_or_else(|_| Err("no answer in time".into()))
         });
-        let cause = match &result {
-            Ok(response) if response.status().is_success() => None,
-            Ok(response) => Some(format!("it answers {}", response.status())),
-            Err(error) => Some(error.to_string()),
-        };
-        *self.causes.lock().unwrap_or_else(PoisonError::into_inner) = cause;
+        *self.causes.lock().unwrap_or_else(PoisonError::into_inner) = fault(&result);
         result
+    }
+
+    /// Sends the receiver a request without any spans; says what is wrong with the answer, and what to do.
+    pub(super) fn probe(&self, traces: &Traces) -> Result<(), String> {
+        let mut request =
+            Request::post(traces.endpoint.clone()).header(CONTENT_TYPE, "application/x-protobuf");
+        for (name, value) in &traces.headers {
+            request = request.header(name, value.expose());
+        }
+        // Nothing at all is a message of that kind with nothing in it.
+        let request = request.body(Bytes::new()).map_err(|error| error.to_string())?;
+        fault(&self.send(request)).map_or(Ok(()), Err)
     }
 
     async fn exchange(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
@@ -100,6 +123,34 @@ impl Client {
         }
     }
 }
+
+/// What went wrong and what to do about it, if anything did.
+fn fault(result: &Result<Response<Bytes>, HttpError>) -> Option<String> {
+    let status = match result {
+        Ok(response) if response.status().is_success() => return None,
+        Ok(response) => response.status(),
+        Err(error) => {
+            let (cause, advice) = match tls::inside(&**error) {
+                Some(found) => (tls::cause(found), tls::advice(found, NAMES.roots)),
+                None => (error.to_string(), ADVICE.to_owned()),
+            };
+            return Some(format!("{cause}; {advice}"));
+        }
+    };
+    let advice = match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => "check OTEL_EXPORTER_OTLP_HEADERS",
+        StatusCode::NOT_FOUND => {
+            "check the path: /v1/traces is added to OTEL_EXPORTER_OTLP_ENDPOINT, nothing to \
+             OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+        }
+        status if status.is_server_error() => "see its own log",
+        _ => ADVICE,
+    };
+    Some(format!("it answers {status}; {advice}"))
+}
+
+const ADVICE: &str =
+    "check that a receiver takes OTLP over HTTP there (mostly at port 4318; 4317 is for gRPC)";
 
 async fn talk<T>(stream: T, request: Request<Bytes>, uri: &Uri) -> Result<Response<Bytes>, HttpError>
 where

@@ -6,7 +6,7 @@
 //! ([`export`]). So neither door, ingest nor reactors ever wait for the receiver.
 //!
 //! Bounds: `OTEL_BSP_MAX_QUEUE_SIZE` spans wait, one batch is on its way, a span has a fixed number of short
-//! attributes. Tested against a receiver of somebody else's in `tests/e2e_otel.rs`.
+//! attributes. Tested against a receiver of somebody else's in `tests/e2e_otel.rs` and `tests/e2e_otel_receiver.rs`.
 
 mod arrival;
 mod export;
@@ -29,6 +29,8 @@ use crate::clock::Clock;
 use crate::config::{self, Tls, Traces};
 use crate::core::trail::{Arrivals, Trails};
 use export::{Client, Watched};
+
+pub(crate) use export::NAMES;
 
 /// How long the end of the process waits for the last spans to be sent.
 const FLUSH_MAX: Duration = Duration::from_secs(2);
@@ -98,6 +100,29 @@ impl Telemetry {
         if let Err(error) = self.provider.shutdown_with_timeout(FLUSH_MAX) {
             tracing::debug!("the last spans were not sent: {error}");
         }
+    }
+}
+
+/// Why the receiver cannot be used.
+#[derive(Debug)]
+pub enum Fault {
+    /// The settings do not allow to try it; the server would not start.
+    Setup(String),
+    /// It does not take traces; the server would serve and drop them.
+    Receiver(String),
+}
+
+/// Asks the receiver whether it takes traces, by a request without any. Gives its address. Must not be called
+/// within a runtime.
+///
+/// # Errors
+/// What is wrong and what to do.
+pub fn probe(traces: &Traces, tls: &Tls) -> Result<String, Fault> {
+    let place = export::place(&traces.endpoint);
+    let client = Client::new(traces, tls).map_err(Fault::Setup)?;
+    match client.probe(traces) {
+        Ok(()) => Ok(place),
+        Err(fault) => Err(Fault::Receiver(format!("cannot be sent to {place}: {fault}"))),
     }
 }
 

@@ -1,4 +1,4 @@
-//! TLS towards Redis, Sentinel and PostgreSQL: whom to trust, and what to do when a handshake fails.
+//! TLS towards Redis, Sentinel, PostgreSQL and the receiver of traces: whom to trust, and what to do when a handshake fails.
 //!
 //! rustls with the ring provider, TLS 1.2 and 1.3. A [`Client`] is made once at the start (a file that cannot
 //! be read ends the start) and shared by all connections. What is verified is chosen per use: nothing, the
@@ -6,7 +6,7 @@
 //! certificate that rustls does not give out.
 //!
 //! Bounds: a certificate file is at most [`FILE_BYTES_MAX`] long.
-//! Tested against real servers in `tests/db_tls.rs` and `tests/redis_tls.rs`.
+//! Tested against real servers in `tests/db_tls.rs`, `tests/redis_tls.rs` and `tests/e2e_otel_receiver.rs`.
 
 use std::fmt;
 use std::io::Read;
@@ -64,12 +64,31 @@ pub enum SetupError {
         wanted: &'static str,
     },
     /// Certificate and key do not fit, or are of a kind that is not supported.
-    #[error("sslcert and sslkey cannot be used ({0})")]
-    Identity(rustls::Error),
+    #[error("{} and {} cannot be used ({error})", names.cert, names.key)]
+    Identity {
+        /// What names the files.
+        names: &'static Names,
+        /// Why.
+        error: rustls::Error,
+    },
     /// The library refuses its own defaults.
     #[error("TLS cannot be set up ({0})")]
     Library(rustls::Error),
 }
+
+/// What names the files of one kind of connections, for messages.
+#[derive(Debug)]
+pub struct Names {
+    /// Whom to trust.
+    pub roots: &'static str,
+    /// Our own certificate.
+    pub cert: &'static str,
+    /// Its key.
+    pub key: &'static str,
+}
+
+/// PostgreSQL's, in its URL.
+pub const POSTGRESQL: Names = Names { roots: "sslrootcert", cert: "sslcert", key: "sslkey" };
 
 /// How connections of one kind are encrypted. Clones share everything.
 #[derive(Clone)]
@@ -99,7 +118,7 @@ impl Client {
     /// Only where a file that is named cannot be used.
     pub fn for_redis(tls: &Tls) -> Result<Client, SetupError> {
         let verify = if tls.verify { Verify::ChainAndName } else { Verify::Nothing };
-        Client::new(verify, &RootCerts::Default, tls, None)
+        Client::new(verify, &RootCerts::Default, tls, None, &POSTGRESQL)
     }
 
     /// For whatever is to be verified by these roots; `identity` is our own certificate.
@@ -111,8 +130,10 @@ impl Client {
         roots: &RootCerts,
         tls: &Tls,
         identity: Option<&ClientCert>,
+        names: &'static Names,
     ) -> Result<Client, SetupError> {
-        let trusted = if verify == Verify::Nothing { Trusted::default() } else { trusted(roots, tls)? };
+        let trusted =
+            if verify == Verify::Nothing { Trusted::default() } else { trusted(roots, tls, names)? };
         let mut store = RootCertStore::empty();
         // A bundle may hold one that is not understood.
         let _ = store.add_parsable_certificates(trusted.named.iter().chain(&trusted.system).cloned());
@@ -129,9 +150,11 @@ impl Client {
         let config = match identity {
             None => builder.with_no_client_auth(),
             Some(ClientCert { cert, key }) => {
-                let chain = certificates("sslcert", cert)?;
-                let key = private_key("sslkey", key)?;
-                builder.with_client_auth_cert(chain, key).map_err(SetupError::Identity)?
+                let chain = certificates(names.cert, cert)?;
+                let key = private_key(names.key, key)?;
+                builder
+                    .with_client_auth_cert(chain, key)
+                    .map_err(|error| SetupError::Identity { names, error })?
             }
         };
         Ok(Client { config: Arc::new(config) })
@@ -172,10 +195,10 @@ pub fn server_name(host: &str) -> Result<ServerName<'static>, InvalidDnsNameErro
     ServerName::try_from(host.to_owned())
 }
 
-fn trusted(roots: &RootCerts, tls: &Tls) -> Result<Trusted, SetupError> {
+fn trusted(roots: &RootCerts, tls: &Tls, names: &Names) -> Result<Trusted, SetupError> {
     match roots {
         RootCerts::File(path) => {
-            Ok(Trusted { named: certificates("sslrootcert", path)?, ..Trusted::default() })
+            Ok(Trusted { named: certificates(names.roots, path)?, ..Trusted::default() })
         }
         RootCerts::System => Ok(Trusted { system: system(tls)?, ..Trusted::default() }),
         RootCerts::Default => {

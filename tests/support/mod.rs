@@ -15,6 +15,7 @@ pub mod crowd;
 pub mod http;
 pub mod machine;
 pub mod numbers;
+pub mod otel;
 pub mod pgbouncer;
 pub mod postgres;
 pub mod posts;

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::Report;
 use crate::config::{Config, RootCerts, variables};
+use crate::tls::POSTGRESQL;
 
 pub(super) fn check(report: &mut Report<'_>, config: &Config) {
     if let Some(path) = &config.tls.extra_ca {
@@ -12,13 +13,32 @@ pub(super) fn check(report: &mut Report<'_>, config: &Config) {
     if let Some(path) = &config.tls.system_ca {
         pem(report, variables::SSL_CERT_FILE.name, path, "CERTIFICATE");
     }
+    database(report, config);
+    #[cfg(feature = "otel")]
+    traces(report, config);
+}
+
+fn database(report: &mut Report<'_>, config: &Config) {
     let Some(database) = &config.database else { return };
     if let RootCerts::File(path) = &database.tls.roots {
-        pem(report, "sslrootcert", path, "CERTIFICATE");
+        pem(report, POSTGRESQL.roots, path, "CERTIFICATE");
     }
     if let Some(client) = &database.tls.client {
-        pem(report, "sslcert", &client.cert, "CERTIFICATE");
-        pem(report, "sslkey", &client.key, "PRIVATE KEY");
+        pem(report, POSTGRESQL.cert, &client.cert, "CERTIFICATE");
+        pem(report, POSTGRESQL.key, &client.key, "PRIVATE KEY");
+    }
+}
+
+#[cfg(feature = "otel")]
+fn traces(report: &mut Report<'_>, config: &Config) {
+    use crate::telemetry::NAMES;
+    let Some(traces) = &config.traces else { return };
+    if let RootCerts::File(path) = &traces.roots {
+        pem(report, NAMES.roots, path, "CERTIFICATE");
+    }
+    if let Some(client) = &traces.client {
+        pem(report, NAMES.cert, &client.cert, "CERTIFICATE");
+        pem(report, NAMES.key, &client.key, "PRIVATE KEY");
     }
 }
 

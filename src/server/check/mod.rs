@@ -5,12 +5,15 @@
 //! not serve). Passwords are in no line. Nothing is changed, but for one presence key of no account that
 //! Redis drops after a second, and a stale socket file, which a start would replace too.
 //!
-//! Bounds: each server has [`PATIENCE`] to answer. Tested against real servers in `tests/e2e_check.rs`.
+//! Bounds: each server has [`PATIENCE`] to answer, the receiver of traces its own time (`OTEL_EXPORTER_OTLP_TIMEOUT`).
+//! Tested against real servers in `tests/e2e_check.rs`, that receiver in `tests/e2e_otel_receiver.rs`.
 
 mod database;
 mod files;
 mod listen;
 mod redis;
+#[cfg(feature = "otel")]
+mod traces;
 
 use std::fmt;
 use std::io::Write;
@@ -60,6 +63,8 @@ pub fn check(env: &Env, mode: Mode, out: &mut dyn Write) -> Outcome {
                 }),
                 Err(error) => report.fail("Runtime", format_args!("cannot be started: {error}")),
             }
+            #[cfg(feature = "otel")]
+            traces::check(&mut report, &config);
             if report.failures > 0 { Outcome::Fails } else { Outcome::Ready }
         }
     };
