@@ -6,9 +6,9 @@
 mod support;
 
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Command, Stdio};
 
 use support::certificates::{Authority, path};
+use support::check::{run, run_in};
 use support::machine::{Folder, PATIENCE, free_port, signal};
 use support::postgres::{Database, Postgres};
 use support::redis::Redis;
@@ -16,44 +16,6 @@ use support::sentinel::{Cluster, LOGIN, MASTER, SENTINEL_LOGIN};
 use support::server::Env;
 use support::world::{World, environment, servers};
 use support::{Server, Sse, ours_alone, posts, wait_until};
-
-struct Checked {
-    code: i32,
-    text: String,
-}
-
-impl Checked {
-    /// The lines with that verdict.
-    fn lines(&self, verdict: &str) -> Vec<&str> {
-        self.text.lines().filter(|line| line.starts_with(verdict)).collect()
-    }
-
-    #[track_caller]
-    fn expect(&self, code: i32, verdict: &str, words: &[&str]) {
-        assert_eq!(self.code, code, "{}", self.text);
-        let found = self.lines(verdict).iter().any(|line| words.iter().all(|word| line.contains(word)));
-        assert!(found, "no {verdict} line with {words:?} in\n{}", self.text);
-    }
-}
-
-fn run(arguments: &[&str], env: &Env) -> Checked {
-    run_in(&Folder::new("check"), arguments, env)
-}
-
-fn run_in(folder: &Folder, arguments: &[&str], env: &Env) -> Checked {
-    let output = Command::new(env!("CARGO_BIN_EXE_tidegate"))
-        .args(arguments)
-        .env_clear()
-        .envs(std::env::vars().filter(|(name, _)| name == "LLVM_PROFILE_FILE"))
-        .envs(env)
-        .current_dir(folder.path())
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    let text =
-        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    Checked { code: output.status.code().unwrap(), text }
-}
 
 /// Variables for these servers, with a Redis user who may do everything, and for a port that is free.
 fn variables(redis: &Redis, postgres: &Postgres, database: &str) -> Env {

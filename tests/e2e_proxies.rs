@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use serde_json::json;
 use support::http::{Connection, Response, request};
-use support::machine::{Folder, PATIENCE, Service, free_port, program, signal, wait_for};
+use support::machine::{Folder, PATIENCE, Service, free_port, signal, wait_for};
+use support::nginx::{frame, sbin};
 use support::posts::text_message;
 use support::sentinel::{Cluster, LONG, MASTER};
-use support::{Server, Sse, Viewer, World, Ws, left_out, ours_alone, wait_until};
+use support::{Server, Sse, Viewer, World, Ws, ours_alone, wait_until};
 use tungstenite::Message;
 
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -49,11 +50,7 @@ impl Proxy {
             Kind::Haproxy => "haproxy",
             Kind::Caddy => "caddy",
         };
-        let sbin = Path::new("/usr/sbin").join(name);
-        let Some(binary) = program(name).or_else(|| sbin.is_file().then_some(sbin)) else {
-            left_out(&format!("needs {name}"));
-            return None;
-        };
+        let binary = sbin(name)?;
         for _ in 0..10 {
             let folder = Folder::new(name);
             let at = SocketAddr::from(([127, 0, 0, 1], free_port()));
@@ -113,20 +110,10 @@ fn nginx(folder: &Path, at: SocketAddr, servers: &[SocketAddr], idle: Duration) 
         replaced(&dist("nginx/tidegate-http.conf"), "server 127.0.0.1:4000 fail_timeout=0;", &upstream);
     let idle = format!("proxy_read_timeout {}ms;", idle.as_millis());
     let server = replaced(&dist("nginx/tidegate-server.conf"), "proxy_read_timeout 60s;", &idle);
-    let folder = folder.display();
-    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-        .map(|name| format!("{name}_temp_path {folder}/{name};\n"))
-        .concat();
-    // Its workers would else be another user, who may not read the folder.
-    let root = std::fs::metadata("/proc/self").is_ok_and(|me| std::os::unix::fs::MetadataExt::uid(&me) == 0);
-    let user = if root { "user root;" } else { "" };
-    format!(
-        "daemon off; {user} pid {folder}/nginx.pid; error_log stderr; worker_processes 1;\n\
-         events {{ worker_connections 1024; }}\n\
-         http {{\n{temporary}\naccess_log off; keepalive_timeout 70; gzip on; gzip_proxied any;\n\
-         gzip_types text/plain application/json text/event-stream;\n{http}\n\
-         server {{\nlisten {at};\n{server}\nlocation / {{ return 404; }}\n}}\n}}\n"
-    )
+    let server = format!("server {{\nlisten {at};\n{server}\nlocation / {{ return 404; }}\n}}\n");
+    let settings = "keepalive_timeout 70; gzip on; gzip_proxied any;\n\
+                    gzip_types text/plain application/json text/event-stream;";
+    frame(folder, &format!("{settings}\n{http}\n{server}"))
 }
 
 fn haproxy(at: SocketAddr, servers: &[SocketAddr], idle: Duration) -> String {

@@ -276,8 +276,13 @@ pub fn cause(error: &rustls::Error) -> String {
     match error {
         rustls::Error::InvalidCertificate(bad) => match bad {
             Bad::UnknownIssuer => "its certificate is from an authority that is not trusted here".into(),
+            // As when an authority was made anew under its old name.
+            Bad::BadSignature => {
+                "its certificate is not signed by the authority of that name that is trusted here".into()
+            }
             Bad::NotValidForName => "its certificate is for another name".into(),
             Bad::NotValidForNameContext { expected, presented } if !presented.is_empty() => {
+                let presented: Vec<&str> = presented.iter().map(|name| bare(name)).collect();
                 format!("its certificate is for {}, not for {}", presented.join(", "), expected.to_str())
             }
             Bad::NotValidForNameContext { expected, .. } => {
@@ -293,12 +298,18 @@ pub fn cause(error: &rustls::Error) -> String {
     }
 }
 
+/// A certificate's name without what rustls puts around it: `DnsName("localhost")`.
+fn bare(name: &str) -> &str {
+    let inner = name.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')'));
+    inner.unwrap_or(name).trim_matches('"')
+}
+
 /// What to do about it. `authorities` is where a file with certificate authorities can be named.
 pub fn advice(error: &rustls::Error, authorities: &str) -> String {
     use CertificateError as Bad;
     match error {
         rustls::Error::InvalidCertificate(bad) => match bad {
-            Bad::UnknownIssuer => {
+            Bad::UnknownIssuer | Bad::BadSignature => {
                 format!("put the authority's certificate into a file and name that by {authorities}")
             }
             Bad::NotValidForName | Bad::NotValidForNameContext { .. } => {
