@@ -333,6 +333,8 @@ fn three_servers_behind_nginx_follow_redis_to_its_new_master() {
     let found = cluster.variables();
     let mut variables: Vec<(&str, &str)> = found.iter().map(|(name, value)| (*name, &**value)).collect();
     variables.push(("DB_POOL", "2"));
+    // The master will hang, not die: without the sentinels' word nobody would notice for a quarter of an hour.
+    variables.push(("REDIS_PING_SECONDS", "600"));
     let (new_master, _sentinels) = (cluster.replica, cluster.sentinels);
     let Some(world) = World::with_redis(cluster.master, &variables) else { return };
     let others = [Server::start(&world.env), Server::start(&world.env)];
@@ -365,7 +367,7 @@ fn three_servers_behind_nginx_follow_redis_to_its_new_master() {
     };
     arrives(&mut pairs, &world.redis, r#"{"id":"1"}"#);
 
-    signal(world.redis.service.pid(), "KILL");
+    signal(world.redis.service.pid(), "STOP");
     for pair in &mut pairs {
         // Through the proxy too the reason is told, and neither end looks like a broken connection.
         pair.ws.patience(LONG);
@@ -390,4 +392,13 @@ fn three_servers_behind_nginx_follow_redis_to_its_new_master() {
     }
     assert_eq!(servers.map(clients).iter().sum::<f64>(), 6.0);
     arrives(&mut pairs, &new_master, r#"{"id":"2"}"#);
+
+    // The old one wakes up, for a while as a master: nobody listens to it any more.
+    signal(world.redis.service.pid(), "CONT");
+    wait_until("the old master has no subscribers", PATIENCE, || {
+        let homes = pairs.iter().map(|pair| pair.viewer.home());
+        homes.map(|home| world.redis.publish(&home, &text_message("update", r#"{"id":"3"}"#))).sum::<i64>()
+            == 0
+    });
+    arrives(&mut pairs, &new_master, r#"{"id":"4"}"#);
 }
