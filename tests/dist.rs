@@ -195,6 +195,11 @@ fn haproxy_takes_its_configuration() {
 fn the_image_is_built_by_good_rules() {
     let Some(hadolint) = tool("hadolint") else { return };
     succeeds(Command::new(hadolint).arg(top("dist/docker/Dockerfile")));
+}
+
+#[test]
+fn the_image_gets_what_its_build_needs() {
+    let folder = Folder::new("image");
     // What the build copies is there, and not kept from it.
     let ignored = read("dist/docker/Dockerfile.dockerignore");
     for line in read("dist/docker/Dockerfile").lines().filter(|line| line.starts_with("COPY ")) {
@@ -205,8 +210,14 @@ fn the_image_is_built_by_good_rules() {
             }
             assert!(top(source).exists(), "{line}");
             assert!(ignored.lines().any(|kept| kept == format!("!{source}")), "{source} is ignored");
+            succeeds(Command::new("cp").arg("-a").arg(top(source)).arg(folder.path()));
         }
     }
+    // Whatever the manifest names, such as a test of its own, has to be among it: else there is no building anything.
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--locked", "--offline", "--bin", "nothing-but-the-manifest"]);
+    let text = said(&run(cargo.current_dir(folder.path())));
+    assert!(text.contains("no bin target named"), "{text}");
 }
 
 #[test]
