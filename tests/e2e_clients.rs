@@ -151,12 +151,28 @@ fn python_mastodon_py() {
     follows_a_user("mastodon_py.py", true);
 }
 
+/// A page for people in Chromium, as the script looks at it; none where one or the other is missing.
+fn looks_at(script: &str, page: &str) -> Option<Client> {
+    let Some(browser) = program("chromium") else {
+        left_out("chromium is not installed");
+        return None;
+    };
+    let options = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+    ];
+    Client::run(script, &[&[page, browser.to_str().unwrap()][..], &options].concat())
+}
+
 #[test]
 fn the_demo_page_shows_posts_arriving_on_both_transports() {
     if !ours_alone() {
         return;
     }
-    let Some(browser) = program("chromium") else { return left_out("chromium is not installed") };
     let mut demo = Server::spawn_ours(&["demo", "--port", "0"], &Env::new());
     let listening = "Streaming API now listening on ";
     let address = wait_for("the demo listens", PATIENCE, || {
@@ -166,7 +182,7 @@ fn the_demo_page_shows_posts_arriving_on_both_transports() {
         Some(rest.split_once(['\n', '"', ' '])?.0.to_owned())
     });
     let page = format!("http://{address}/");
-    let Some(client) = Client::run("demo_page.mjs", &[&page, browser.to_str().unwrap()]) else { return };
+    let Some(client) = looks_at("demo_page.mjs", &page) else { return };
     let seen = client.next();
     assert!(seen["ws"].as_u64() >= Some(3) && seen["sse"].as_u64() >= Some(3), "{seen}");
     assert_eq!(seen["faults"], json!([]), "{seen}");
@@ -177,12 +193,11 @@ fn the_status_page_fits_a_phone_and_a_desktop_in_the_dark_and_in_the_light() {
     if !ours_alone() {
         return;
     }
-    let Some(browser) = program("chromium") else { return left_out("chromium is not installed") };
     let Some(world) = World::start() else { return };
     let viewer = world.viewer("read");
     let _sse = Sse::open(&world.server, "/api/v1/streaming/user", &viewer.token);
     let page = format!("http://{}/status/", world.server.address());
-    let Some(client) = Client::run("status_page.mjs", &[&page, browser.to_str().unwrap()]) else { return };
+    let Some(client) = looks_at("status_page.mjs", &page) else { return };
     for ground in ["rgb(15, 21, 27)", "rgb(244, 246, 248)"] {
         let seen = client.next();
         let text = |name: &str| seen[name].as_str().unwrap_or_default().to_owned();

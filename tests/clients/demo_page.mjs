@@ -3,18 +3,11 @@ import { mkdtempSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { chromium } from "playwright-core";
 
-const [address, browser] = process.argv.slice(2);
+const [address, browser, ...args] = process.argv.slice(2);
 const context = await chromium.launchPersistentContext(mkdtempSync(`${tmpdir()}/demo-`), {
   executablePath: browser,
   headless: true,
-  args: [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-  ],
+  args,
 });
 const page = await context.newPage();
 const faults = [];

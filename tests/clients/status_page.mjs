@@ -4,7 +4,7 @@ import { mkdtempSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { chromium } from "playwright-core";
 
-const [address, browser] = process.argv.slice(2);
+const [address, browser, ...args] = process.argv.slice(2);
 const looks = [
   { viewport: { width: 320, height: 640 }, colorScheme: "dark" },
   { viewport: { width: 1280, height: 900 }, colorScheme: "light" },
@@ -13,14 +13,7 @@ for (const look of looks) {
   const context = await chromium.launchPersistentContext(mkdtempSync(`${tmpdir()}/status-`), {
     executablePath: browser,
     headless: true,
-    args: [
-      "--no-sandbox",
-      "--disable-gpu",
-      "--no-first-run",
-      "--disable-background-networking",
-      "--disable-component-update",
-      "--disable-sync",
-    ],
+    args,
     ...look,
   });
   const page = await context.newPage();
