@@ -332,6 +332,8 @@ fn one_each(town: &mut Town, readers: &mut Readers, frame: &[u8], report: &mut R
     report.figure(what, ratio(&many, &one), "");
     let what = "the same of the floor with 5,000 sockets and bytes, against the one channel's with 1,000";
     report.figure(what, ratio(&floors, &one), "");
+    let what = "5,000 messages to one client each, against the one channel's with as many clients";
+    report.figure(what, ratio(&each, &many), "");
     let what = "5,000 messages to one client each, against that floor";
     report.figure(what, ratio(&each, &floors), "");
 }

@@ -32,6 +32,7 @@ mod stamp;
 mod still;
 mod storm;
 mod town;
+mod witness;
 
 use fanout::Load;
 use shared::report::Report;

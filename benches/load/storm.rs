@@ -2,7 +2,8 @@
 //!
 //! Those clients stand for other machines: their threads have a lower priority (10 more of niceness) than the publisher,
 //! the reader that measures the `user` stream, and the servers, so that its latency is the server's, not the wait for
-//! a core that clients hold.
+//! a core that clients hold. A bare subscriber of Redis listens to the same messages: where cores are few, they come late
+//! to anybody.
 
 use std::time::{Duration, Instant};
 
@@ -27,14 +28,18 @@ pub fn run(clients: u64, report: &mut Report) {
     beside.connect(town.address(), vec![probe]);
     let mut probe_number = BASE;
 
-    // Quiet, for a second.
+    let witness = town.witness(clients + 1);
+
+    // Quiet, for two seconds.
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(2) {
         ping(&mut town, &beside, clients + 1, &mut probe_number);
     }
     let quiet_p99 = quantile(&beside.take_latencies(), 0.99);
+    let quiet_bare_p99 = quantile(&witness.take_latencies(), 0.99);
 
-    let (mut rates, mut database_share, mut p99s) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut rates, mut database_share) = (Vec::new(), Vec::new());
+    let (mut p99s, mut bare_p99s) = (Vec::new(), Vec::new());
     let mut readers = Readers::start_yielding(reader_threads());
     readers.connect(town.address(), town.plans(1, clients, Stream::User, Framing::WebSocket));
     let mut served = clients;
@@ -42,6 +47,7 @@ pub fn run(clients: u64, report: &mut Report) {
     for _ in 0..STORMS {
         readers.close();
         beside.take_latencies();
+        witness.take_latencies();
         let (database, server, began) =
             (family_cpu_seconds(postgres), cpu_seconds(town.pid()), Instant::now());
         readers.begin(town.address(), town.plans(1, clients, Stream::User, Framing::WebSocket));
@@ -55,6 +61,7 @@ pub fn run(clients: u64, report: &mut Report) {
         rates.push(clients as f64 / took);
         database_share.push(database);
         p99s.push(quantile(&beside.take_latencies(), 0.99));
+        bare_p99s.push(quantile(&witness.take_latencies(), 0.99));
         report.note(
             "a storm",
             format!("{took:.2} s; the server used {server:.2} cores, PostgreSQL {database:.2}"),
@@ -75,6 +82,10 @@ pub fn run(clients: u64, report: &mut Report) {
     report.at_most("p99 of a `user` stream meanwhile, against quiet", p99 / quiet_p99, 2.0, "");
     let text = format!("{} µs, quiet {} µs", number(p99, ""), number(quiet_p99, ""));
     report.note("that p99", text, &[("p99_us", p99), ("quiet_p99_us", quiet_p99)]);
+    let bare_p99 = median(&bare_p99s);
+    let text = format!("{} µs, quiet {} µs", number(bare_p99, ""), number(quiet_bare_p99, ""));
+    let what = "the same messages at a bare subscriber of Redis: p99";
+    report.note(what, text, &[("p99_us", bare_p99), ("quiet_p99_us", quiet_bare_p99)]);
 }
 
 fn ping(town: &mut Town, beside: &Readers, n: u64, number: &mut u64) {

@@ -9,6 +9,7 @@ use crate::support::redis::{Client, encode};
 use crate::support::world::Accounts;
 use crate::support::ws::upgrade;
 use crate::support::{World, peer, postgres, posts};
+use crate::witness::Witness;
 
 /// What clients open.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -135,6 +136,11 @@ impl Town {
         let command = publish_command(&self.accounts.home(n), self.message.with(number, now_ns()));
         self.publisher.send(&command);
         self.publisher.reply().expect("Redis");
+    }
+
+    /// A bare subscriber of the account's home timeline.
+    pub fn witness(&self, n: u64) -> Witness {
+        Witness::of(&self.accounts.home(n), self.world.redis.client())
     }
 
     /// Publishes on the account's system channel an event that no server knows.
