@@ -10,7 +10,8 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 
 use super::output::Gathered;
-use super::{Ended, Relay, Socket, Timer, timer_key, wire};
+use super::timers::{Timer, timer_key};
+use super::{Ended, Relay, Socket, wire};
 use crate::core::client::{Flags, Phase};
 use crate::core::counters::{CloseReason, add, sub};
 use crate::core::handover::ClientId;

@@ -23,6 +23,7 @@ mod session;
 mod slow;
 #[cfg(test)]
 mod tests;
+mod timers;
 mod wire;
 
 use std::collections::{HashMap, VecDeque};
@@ -44,6 +45,8 @@ use crate::core::wheel::Wheel;
 use crate::limits::Limits;
 
 pub use slow::Pressure;
+
+use timers::{Timer, timer_key};
 
 /// Bytes that one client is given in one turn at most: it goes on in the next, behind the others.
 const TURN_BYTES_MAX: usize = 256 << 10;
@@ -139,25 +142,6 @@ pub struct Relay<S> {
     scratch: output::Scratch,
     /// What has to happen outside; the driver takes it after each call.
     pub effects: Effects,
-}
-
-/// What a timer is about, in the top bits of its key.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-enum Timer {
-    Keepalive = 0,
-    Expiry = 1,
-    CloseDeadline = 2,
-    SpreadClose = 3,
-    Talkers = 4,
-    AwayClose = 5,
-}
-
-const INDEX_BITS: u32 = 29;
-
-fn timer_key(timer: Timer, index: u32, generation: u32) -> u64 {
-    debug_assert!(index < 1 << INDEX_BITS);
-    (timer as u64) << 61 | u64::from(index) << 32 | u64::from(generation)
 }
 
 impl<S: Socket> Relay<S> {
@@ -377,80 +361,6 @@ impl<S: Socket> Relay<S> {
                 self.dirty.push(index);
             }
         }
-    }
-
-    /// Runs the timers that are due.
-    pub fn tick(&mut self, now: Duration) {
-        let mut fired = std::mem::take(&mut self.fired);
-        self.wheel.advance(now, &mut fired);
-        for key in fired.drain(..) {
-            self.timer(key, now);
-        }
-        self.fired = fired;
-    }
-
-    fn timer(&mut self, key: u64, now: Duration) {
-        const KEEPALIVE: u64 = Timer::Keepalive as u64;
-        const EXPIRY: u64 = Timer::Expiry as u64;
-        const CLOSE_DEADLINE: u64 = Timer::CloseDeadline as u64;
-        const SPREAD_CLOSE: u64 = Timer::SpreadClose as u64;
-        let kind = key >> 61;
-        if kind == Timer::AwayClose as u64 {
-            return self.away_too_long(now);
-        }
-        if kind == Timer::Talkers as u64 {
-            return self.look_after_talkers(now);
-        }
-        let index = ((key >> 32) & ((1 << INDEX_BITS) - 1)) as u32;
-        let generation = key as u32;
-        let Some(client) = self.clients.get(index as usize) else { return };
-        if client.generation != generation {
-            return;
-        }
-        match kind {
-            KEEPALIVE => self.keepalive(index, now),
-            EXPIRY => self.close(index, CloseReason::TokenExpired, now),
-            CLOSE_DEADLINE => self.close_deadline(index),
-            SPREAD_CLOSE => {
-                let reason =
-                    if client.phase == Phase::Gapped { CloseReason::Gap } else { CloseReason::Drain };
-                self.close(index, reason, now);
-            }
-            _ => debug_assert!(false, "no such timer"),
-        }
-    }
-
-    fn heartbeat(&self, transport: Transport) -> Duration {
-        match transport {
-            Transport::WebSocket => self.limits.ws_ping,
-            Transport::SseChunked | Transport::SsePlain => self.limits.sse_heartbeat,
-        }
-    }
-
-    fn keepalive(&mut self, index: u32, now: Duration) {
-        let stalled = self.stalled(index, now);
-        let Some(client) = self.clients.get_mut(index as usize) else { return };
-        let (transport, generation) = (client.transport, client.generation);
-        if client.phase == Phase::Closing || client.phase == Phase::Lingering {
-            return;
-        }
-        if stalled {
-            return self.close(index, CloseReason::WriteStalled, now);
-        }
-        let busy = client.has_output();
-        match transport {
-            Transport::WebSocket => {
-                if !client.flags.set(Flags::AWAITS_PONG) {
-                    return self.remove(index, CloseReason::NoPong);
-                }
-                self.send(index, wire::ping());
-            }
-            // Whoever has bytes on the way needs no sign of life.
-            _ if busy => {}
-            Transport::SseChunked | Transport::SsePlain => self.send(index, wire::heartbeat(transport)),
-        }
-        let due = now + self.heartbeat(transport);
-        self.wheel.insert(due, timer_key(Timer::Keepalive, index, generation));
     }
 
     /// Writes to everyone who has a message to get, then to as many of those who are to be answered as a turn has

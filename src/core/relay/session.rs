@@ -10,7 +10,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::{Relay, Socket, Timer, talkers, timer_key, wire};
+use super::timers::{Timer, timer_key};
+use super::{Relay, Socket, talkers, wire};
 use crate::core::client::{Flags, Phase};
 use crate::core::counters::{CloseReason, add};
 use crate::core::handover::{ClientId, NewSubscription, SessionRequest, Want};
