@@ -7,10 +7,14 @@
 //! JSON has one object a line with pino's keys: `level`, `time` (milliseconds since 1970), `pid`, `name`,
 //! `msg`, then the event's fields under their own names.
 //!
+//! A line that cannot be written is no reason to end or to wait: it is counted and said on standard error, with the
+//! same brake.
+//!
 //! The brake is pure ([`Repeat`]: time goes in, a verdict comes out), with a wrapper that has a clock and can
 //! stand in a `static` ([`Limited`]).
 
-use std::fmt::{self, Write};
+use std::fmt::{self, Write as _};
+use std::io::{self, Write};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -26,8 +30,30 @@ use crate::config::{Log, LogFormat, LogLevel};
 /// Starts logging to standard output, for the whole process. The error says that it has been started before.
 pub fn init(log: &Log) -> Result<(), String> {
     let colours = std::io::IsTerminal::is_terminal(&std::io::stdout());
-    let subscriber = subscriber(log, std::io::stdout, colours);
+    let subscriber = subscriber(log, || Output, colours);
     tracing::subscriber::set_global_default(subscriber).map_err(|error| error.to_string())
+}
+
+/// Standard output, for lines. Its reader may be gone (journald starts again, a pipe has ended) or its disk full.
+struct Output;
+
+impl Write for Output {
+    fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
+        static LOST: Limited = Limited::every(Duration::from_secs(60));
+        if let Err(error) = io::stdout().write_all(lines)
+            && let Some(skipped) = LOST.allow()
+        {
+            let text =
+                format!("tidegate: the log cannot be written ({error}); lines lost before: {skipped}\n");
+            // That may be gone as well; then there is nobody to tell.
+            let _ = io::stderr().write_all(text.as_bytes());
+        }
+        Ok(lines.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Whether text can stand in `RUST_LOG`.
@@ -108,8 +134,12 @@ fn subscriber<W>(log: &Log, writer: W, colours: bool) -> Box<dyn Subscriber + Se
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter(log)).with_writer(writer).with_ansi(colours);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter(log))
+        .with_writer(writer)
+        // It would be a line on standard error for each line lost, and a panic where that cannot be written either.
+        .log_internal_errors(false)
+        .with_ansi(colours);
     match log.format {
         LogFormat::Text => Box::new(builder.with_target(false).finish()),
         LogFormat::Json => Box::new(builder.with_ansi(false).event_format(Json).finish()),

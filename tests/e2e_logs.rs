@@ -6,10 +6,14 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
 
 use serde_json::{Value, json};
 use support::http::request;
-use support::machine::PATIENCE;
+use support::machine::{PATIENCE, wait_for};
+use support::numbers::{gapless_until, numbered};
 use support::redis::Redis;
 use support::{Server, Sse, World, Ws, ours_alone, wait_until};
 
@@ -263,4 +267,71 @@ fn each_clients_end_is_a_line_at_debug_with_its_reason() {
     until_end(&world.server, &ws_id, "websocket", "drain");
     until_end(&world.server, &sse_id, "eventsource", "drain");
     assert!(!world.server.output().contains(&viewer.token), "a token is in the log");
+}
+
+/// A server whose output the test reads as far as it likes.
+struct Overheard {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Overheard {
+    fn start(world: &World) -> (Overheard, BufReader<ChildStdout>, ChildStderr) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+        command.env_clear().envs(&world.env).env("LOG_LEVEL", "debug");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the server's program");
+        let (mut out, err) = (BufReader::new(child.stdout.take().unwrap()), child.stderr.take().unwrap());
+        let mut server = Overheard { child, address: ([127, 0, 0, 1], 0).into() };
+        let mut line = String::new();
+        while !line.contains("listening on ") {
+            line.clear();
+            assert!(out.read_line(&mut line).unwrap() > 0, "the server ended instead of listening");
+        }
+        let (_, address) = line.split_once("listening on ").unwrap();
+        server.address = address.split(['"', '\n']).next().unwrap().parse().unwrap();
+        (server, out, err)
+    }
+}
+
+impl Drop for Overheard {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// journald starts again, or a pipe has ended: that is nobody's fault who streams.
+#[test]
+fn a_log_that_nobody_takes_is_said_once_and_hurts_nobody() {
+    if !ours_alone() {
+        return;
+    }
+    let Some(world) = World::start() else { return };
+    let viewer = world.viewer("read");
+    for said in [true, false] {
+        let (mut server, out, err) = Overheard::start(&world);
+        let address = server.address;
+        let open = || Ws::try_open(address, "/?stream=user", &[("Authorization", &viewer.bearer())]).ok();
+        let mut stays = wait_for("it serves", PATIENCE, open);
+        drop(out);
+        let err = said.then_some(err);
+        // Each is lines at debug, by the door and by every reactor.
+        for _ in 0..20 {
+            assert!(open().is_some());
+        }
+        for n in 0..3 {
+            world.publish(&viewer.home(), &numbered(n));
+        }
+        gapless_until(&mut stays, Some(0), 2);
+        support::machine::signal(server.child.id(), "TERM");
+        stays.until_close();
+        assert!(server.child.wait().unwrap().success());
+        if let Some(mut err) = err {
+            let mut text = String::new();
+            err.read_to_string(&mut text).unwrap();
+            assert_eq!(text.lines().count(), 1, "{text}");
+            assert!(text.starts_with("tidegate: the log cannot be written (Broken pipe"), "{text}");
+        }
+    }
 }
