@@ -200,6 +200,7 @@ fn clients_are_lines_only_at_debug_and_have_their_request_id() {
             lines(&server).iter().filter_map(|line| Some(line["request"].as_str()?.to_owned())).collect();
         ids.is_subset(&logged)
     });
+    until_line(&server, "debug", &["refused"]);
     let all = lines(&server);
     let refused = all.iter().find(|line| line["msg"] == "refused").unwrap();
     assert_eq!(
