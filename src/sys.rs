@@ -92,6 +92,8 @@ pub fn give_memory_back() {
 pub struct ThreadCache {
     /// How many clients came since it was emptied last.
     clients: usize,
+    /// When the first of them came.
+    first_at: Duration,
     /// When the last of them came.
     last_at: Duration,
 }
@@ -103,9 +105,13 @@ impl ThreadCache {
     /// So long after the last one a rush is over; less than [`give_memory_back`] is put off.
     const QUIET: Duration = Duration::from_millis(500);
 
+    /// Where somebody comes all the time, it is emptied so often.
+    const LONGEST: Duration = Duration::from_secs(10);
+
     /// What came with so many clients is or will be freed in this turn.
     pub fn came(&mut self, clients: usize, now: Duration) {
         if clients > 0 {
+            self.first_at = if self.clients == 0 { now } else { self.first_at };
             self.clients += clients;
             self.last_at = now;
         }
@@ -113,7 +119,7 @@ impl ThreadCache {
 
     /// How long until it is to be emptied; none if it need not be.
     pub fn due_in(&self, now: Duration) -> Option<Duration> {
-        let due = self.last_at + ThreadCache::QUIET;
+        let due = (self.last_at + ThreadCache::QUIET).min(self.first_at + ThreadCache::LONGEST);
         (self.clients >= ThreadCache::CROWD).then(|| due.saturating_sub(now))
     }
 
@@ -140,5 +146,29 @@ fn empty_thread_cache() {
     if let Ok(thread) = freeing {
         // It cannot panic, and if it did the blocks would be free all the same.
         let _ = thread.join();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cache_is_emptied_after_a_rush_and_not_for_a_few() {
+        let at = Duration::from_millis;
+        let mut cache = ThreadCache::default();
+        cache.came(ThreadCache::CROWD - 1, at(1000));
+        assert_eq!(cache.due_in(at(9000)), None, "for few it is not worth it");
+        cache.came(1, at(9000));
+        assert_eq!(cache.due_in(at(9100)), Some(at(400)));
+        cache.came(1, at(9400));
+        assert_eq!(cache.due_in(at(9500)), Some(at(400)), "not within the rush");
+        cache.settle(at(9899));
+        assert!(cache.due_in(at(9899)).is_some());
+        cache.settle(at(9900));
+        assert_eq!(cache.due_in(at(9900)), None);
+
+        (0..100).for_each(|n| cache.came(100, at(20_000 + 200 * n)));
+        assert_eq!(cache.due_in(at(29_900)), Some(at(100)), "a rush without end is not waited for");
     }
 }
