@@ -25,3 +25,10 @@ pub mod table;
 mod talkers;
 pub mod trail;
 pub mod wheel;
+
+use std::time::Duration;
+
+/// Milliseconds since the start; wraps after 49 days, compared by difference.
+pub(crate) fn millis(now: Duration) -> u32 {
+    now.as_millis() as u32
+}

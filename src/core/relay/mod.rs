@@ -37,6 +37,7 @@ use crate::core::counters::{CloseReason, ReactorCounters, add};
 use crate::core::event::{Event, Transport, Verdict};
 use crate::core::handover::{ClientId, Delivery, NewClient, SessionRequest};
 use crate::core::log::Log;
+use crate::core::millis;
 use crate::core::stream::{Channel, Id, Stream};
 use crate::core::table::{Found, SYSTEM, Table};
 use crate::core::talkers::{self, Talkers};
@@ -472,11 +473,6 @@ impl<S: Socket> Relay<S> {
             self.enter(index, channel, sub, leg);
         }
     }
-}
-
-/// Milliseconds since the start; wraps after 49 days, compared by difference.
-fn millis(now: Duration) -> u32 {
-    now.as_millis() as u32
 }
 
 /// How long ago that was, in milliseconds; 0 if it is yet to come, as a moment noted later in the turn is.

@@ -14,6 +14,7 @@ use hashbrown::hash_table::Entry;
 
 use crate::core::event::Asked;
 use crate::core::filter::{FilterCache, Slot};
+use crate::core::millis;
 use crate::core::stream::{Channel, Id};
 use crate::db::feeds::Settings;
 
@@ -53,11 +54,6 @@ impl Viewer {
     pub(super) fn set_settings(&self, settings: Settings, read_at: Duration) {
         self.settings.store(Some(Arc::new((settings, read_at))));
     }
-}
-
-/// Milliseconds since the start; wraps after 49 days, compared by difference.
-fn millis(now: Duration) -> u32 {
-    now.as_millis() as u32
 }
 
 /// The viewers of one channel, or of several, at one moment; shared while nobody comes or goes.
