@@ -185,6 +185,30 @@ fn a_refusal_names_the_variable_and_says_what_to_do() {
 }
 
 #[test]
+fn a_server_that_takes_no_connection_is_asked_for_one_once() {
+    let Some(postgres) = Postgres::start_with(None, &["log_connections=on", "max_connections=8"]) else {
+        return left_out("needs postgresql");
+    };
+    postgres.psql("postgres", "CREATE DATABASE closed ALLOW_CONNECTIONS false");
+    let asked = |database: &str| {
+        let received = || postgres.service.log().matches("connection received: host=127.0.0.1").count();
+        let before = received();
+        // Without encryption where that fails, which is no reason to knock again here.
+        let url = format!("postgres://mastodon@127.0.0.1:{}/{database}?sslmode=prefer", postgres.port);
+        (ask(&url, &[]), received() - before)
+    };
+    let (answer, times) = asked("postgres");
+    assert_eq!((answer.is_ok(), times), (true, 1));
+    let (answer, times) = asked("closed");
+    assert!(matches!(&answer, Err(DbError::Away { .. })), "{answer:?}");
+    assert_eq!(times, 1, "{answer:?}");
+    let _everything_there_is: Vec<_> = (0..8).map(|_| postgres.open("postgres")).collect();
+    let (answer, times) = asked("postgres");
+    assert!(matches!(&answer, Err(DbError::Away { cause, .. }) if cause.contains("too many clients")));
+    assert_eq!(times, 1, "{answer:?}");
+}
+
+#[test]
 fn authorities_come_from_three_places() {
     let Some(authority) = Authority::new() else { return };
     let good = authority.issue("good", "db", &["DNS:localhost"]);

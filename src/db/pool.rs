@@ -6,7 +6,8 @@
 //!
 //! Invariants: a statement that was given up (its time ran out, its caller left) never leaves a connection in the
 //! pool that still works on it; only reading statements are sent, so one that met a dying connection is
-//! sent once more on another. Losing and regaining PostgreSQL is logged once each.
+//! sent once more on another. A server that takes no connection is asked for one once per statement: it may be
+//! short of them. Losing and regaining PostgreSQL is logged once each.
 //!
 //! Tested against a private PostgreSQL in `tests/db_accounts.rs`.
 
@@ -236,7 +237,11 @@ impl Pool {
                 return Err(Failure::Final(inner.away("it does not take the connection in time")));
             }
             Err(PoolError::Timeout(_)) => return Err(Failure::Final(inner.slow())),
-            Err(PoolError::Backend(error)) => return Err(inner.failure(&error)),
+            // There was nothing to die: a server that takes no connection now would not at once again.
+            Err(PoolError::Backend(error)) => {
+                let (Failure::Dying(error) | Failure::Final(error)) = inner.failure(&error);
+                return Err(Failure::Final(error));
+            }
             Err(error) => return Err(Failure::Final(inner.away(&error.to_string()))),
         };
         let lease = Lease(Some(object));

@@ -209,10 +209,11 @@ pub(super) fn advice(error: &tokio_postgres::Error, encryption: &Encryption) -> 
         .then(|| (text, "look into the server's log for what it says about TLS".to_owned()))
 }
 
-/// Whether the next attempt may succeed where this one failed: the server was there, and said no, or the
-/// handshake failed.
+/// Whether the next attempt may succeed where this one failed: the handshake failed, or the server said no for a
+/// reason that encryption may have to do with. PostgreSQL's are of class 28 (invalid authorization), PgBouncer's of
+/// class 08 (connection exception); a server that is full, starting or stopping refuses the next one as well.
 pub(super) fn worth_another(error: &tokio_postgres::Error) -> bool {
-    error.as_db_error().is_some()
+    error.code().is_some_and(|state| state.code().starts_with("28") || state.code().starts_with("08"))
         || crate::tls::inside(error).is_some()
         || error.to_string().starts_with("error performing TLS handshake")
 }
