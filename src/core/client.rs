@@ -76,7 +76,7 @@ impl Subscription {
 }
 
 /// The streams without parameter, so that no client needs one of its own.
-static PLAIN: [[Stream; 2]; KINDS.len()] = {
+static PLAIN: [[Stream; 2]; StreamKind::ALL.len()] = {
     const fn plain(kind: StreamKind, allow_local_only: bool) -> Stream {
         Stream { kind, allow_local_only, param: Param::None, spelling: None }
     }
@@ -84,39 +84,22 @@ static PLAIN: [[Stream; 2]; KINDS.len()] = {
         [plain(kind, false), plain(kind, true)]
     }
     [
-        both(KINDS[0]),
-        both(KINDS[1]),
-        both(KINDS[2]),
-        both(KINDS[3]),
-        both(KINDS[4]),
-        both(KINDS[5]),
-        both(KINDS[6]),
-        both(KINDS[7]),
-        both(KINDS[8]),
-        both(KINDS[9]),
-        both(KINDS[10]),
-        both(KINDS[11]),
-        both(KINDS[12]),
-        both(KINDS[13]),
+        both(StreamKind::ALL[0]),
+        both(StreamKind::ALL[1]),
+        both(StreamKind::ALL[2]),
+        both(StreamKind::ALL[3]),
+        both(StreamKind::ALL[4]),
+        both(StreamKind::ALL[5]),
+        both(StreamKind::ALL[6]),
+        both(StreamKind::ALL[7]),
+        both(StreamKind::ALL[8]),
+        both(StreamKind::ALL[9]),
+        both(StreamKind::ALL[10]),
+        both(StreamKind::ALL[11]),
+        both(StreamKind::ALL[12]),
+        both(StreamKind::ALL[13]),
     ]
 };
-
-const KINDS: [StreamKind; 14] = [
-    StreamKind::User,
-    StreamKind::UserNotification,
-    StreamKind::Public,
-    StreamKind::PublicMedia,
-    StreamKind::PublicLocal,
-    StreamKind::PublicLocalMedia,
-    StreamKind::PublicRemote,
-    StreamKind::PublicRemoteMedia,
-    StreamKind::PublicAllowLocalOnly,
-    StreamKind::PublicAllowLocalOnlyMedia,
-    StreamKind::Hashtag,
-    StreamKind::HashtagLocal,
-    StreamKind::List,
-    StreamKind::Direct,
-];
 
 /// Where a connection stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
