@@ -117,6 +117,8 @@ impl<S: Socket> Relay<S> {
     fn drop_client(&mut self, index: u32) {
         let Some(client) = self.clients.try_remove(index as usize) else { return };
         self.effects.departed += 1;
+        // Gone in the turn in which it came: its place may be the next one's, and that one stands in the list itself.
+        self.effects.arrived.retain(|arrived| *arrived != index);
         self.talkers.forget(index);
         if !self.addresses.is_empty() {
             self.addresses.remove(&index);

@@ -19,9 +19,12 @@ type Wire = Rc<RefCell<Vec<(u64, Vec<u8>)>>>;
 
 const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\n\r\n";
 
-/// Takes everything.
+/// Takes everything, but for that of an account that is gone.
 #[derive(Debug)]
 struct Tape(u64, Wire);
+
+/// Its connection is broken.
+const GONE: u64 = 999;
 
 impl Socket for Tape {
     fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
@@ -29,6 +32,9 @@ impl Socket for Tape {
     }
 
     fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        if self.0 == GONE {
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
         let bytes = slices.iter().flat_map(|slice| slice.iter().copied()).collect::<Vec<u8>>();
         let taken = bytes.len();
         self.1.borrow_mut().push((self.0, bytes));
@@ -107,6 +113,22 @@ fn a_crowd_that_comes_in_does_not_stand_before_a_message() {
         answered.extend(part.iter().map(|(account, _)| *account));
     }
     assert_eq!(answered, (1..CROWD).collect::<Vec<u64>>(), "everyone, once, in the order in which they came");
+}
+
+#[test]
+fn a_place_that_changes_hands_within_a_turn_is_registered_once() {
+    let wire = Wire::default();
+    let mut relay = Relay::new(0, Limits::default(), Duration::ZERO, Arc::default());
+    let now = Duration::from_secs(1);
+    relay.deliver(newcomer(GONE, &wire), now);
+    relay.deliver(newcomer(1, &wire), now);
+    // The first is written to before its head's turn comes, and turns out to be gone.
+    relay.deliver(Delivery::Kill(Channel::System(GONE)), now);
+    assert_eq!(relay.len(), 1);
+    relay.deliver(newcomer(2, &wire), now);
+    let mut arrived = std::mem::take(&mut relay.effects.arrived);
+    arrived.sort_unstable();
+    assert_eq!(arrived, [0, 1], "a poll refuses to register a socket twice");
 }
 
 #[test]
