@@ -59,6 +59,7 @@ fn while_redis_is_away_newcomers_are_told_when_to_come_back() {
     // The test's own connection ends with the server's process.
     let _ = world.redis.client().try_command(&["SHUTDOWN", "NOSAVE"]);
     assert_eq!(gapless_until_close(&mut ws, 0).1, Some(1012), "away too long: clients had better poll");
+    world.server.until_metric("tidegate_clients_closed_total", &[("reason", "redis_away")], 1.0);
     let refused =
         world.server.request("GET", "/api/v1/streaming/user", &[("Authorization", &viewer.bearer())]);
     assert_eq!(refused.status(), 503);

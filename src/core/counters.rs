@@ -103,7 +103,7 @@ pub enum CloseReason {
     Unfinished,
     /// More messages per second than allowed.
     RateLimited,
-    /// A close or a frame that the socket did not take in time.
+    /// It had messages waiting and finished no frame for too long, though there was room for all.
     WriteStalled,
     /// The socket failed (reset, timed out, unreachable).
     SocketError,

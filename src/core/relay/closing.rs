@@ -230,9 +230,14 @@ impl<S: Socket> Relay<S> {
         self.spread_closes(now, self.limits.gap_close_spread, |phase| phase == Phase::Gapped);
     }
 
+    /// Whether Redis is away for so long that clients are closed although it is not back.
+    pub(super) fn is_away_too_long(&self, now: Duration) -> bool {
+        self.gap_since.is_some_and(|since| now >= since + self.limits.redis_away_close)
+    }
+
     pub(super) fn away_too_long(&mut self, now: Duration) {
         match self.gap_since {
-            Some(since) if now >= since + self.limits.redis_away_close => {
+            Some(_) if self.is_away_too_long(now) => {
                 self.spread_closes(now, self.limits.gap_close_spread, |phase| phase == Phase::Gapped);
             }
             // Redis came back and was lost again: a later timer looks after that.
@@ -272,7 +277,7 @@ impl<S: Socket> Relay<S> {
         }
     }
 
-    /// Whether the client's output has not moved for two heartbeats.
+    /// Whether the client finished no frame for `WRITE_STALL_SECONDS` though there is something to write.
     pub(super) fn stalled(&self, index: u32, now: Duration) -> bool {
         let Some(client) = self.clients.get(index as usize) else { return false };
         let waited = super::since_ms(client.progress_ms, now);

@@ -2,12 +2,14 @@ use std::cell::RefCell;
 use std::io::{self, IoSlice};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::{Relay, TURN_ANSWERS_MAX, millis, since_ms};
 use crate::core::client::Socket;
+use crate::core::counters::{CloseReason, ReactorCounters};
 use crate::core::event::{Event, Parsed, Position, Transport};
 use crate::core::gate::Gate;
 use crate::core::handover::{Delivery, NewClient, NewSubscription, Viewer};
@@ -129,6 +131,43 @@ fn a_place_that_changes_hands_within_a_turn_is_registered_once() {
     let mut arrived = std::mem::take(&mut relay.effects.arrived);
     arrived.sort_unstable();
     assert_eq!(arrived, [0, 1], "a poll refuses to register a socket twice");
+}
+
+#[test]
+fn who_is_closed_because_redis_stays_away_is_told_and_counted_so() {
+    let wire = Wire::default();
+    let limits = Limits { gap_close_spread: Duration::ZERO, ..Limits::default() };
+    let away = limits.redis_away_close;
+    let counters = Arc::<ReactorCounters>::default();
+    let mut relay = Relay::new(0, limits, Duration::ZERO, Arc::clone(&counters));
+    let closed = |reason: CloseReason| counters.closes[reason as usize].load(Relaxed);
+    let told = || {
+        let said: Vec<u8> = wire.borrow_mut().drain(..).flat_map(|(_, bytes)| bytes).collect();
+        String::from_utf8(said).unwrap()
+    };
+    let lost = Duration::from_secs(1);
+    relay.deliver(newcomer(1, &wire), lost);
+    relay.deliver(Delivery::Gap(2), lost);
+    let mut now = lost;
+    while now < lost + away {
+        relay.tick(now);
+        now += Duration::from_millis(100);
+    }
+    assert_eq!(counters.clients[1].live(), 1, "it may come back");
+    (0..10).for_each(|turn| relay.tick(now + Duration::from_millis(100) * turn));
+    assert_eq!((closed(CloseReason::RedisAway), closed(CloseReason::Gap)), (1, 0));
+    assert!(told().contains(":messages cannot be delivered now"));
+
+    // One that is lost and back is a gap, as is one that is lost again before all were closed.
+    now += Duration::from_secs(1);
+    relay.deliver(Delivery::Regained, now);
+    relay.deliver(newcomer(2, &wire), now);
+    relay.deliver(Delivery::Gap(3), now);
+    relay.deliver(Delivery::Regained, now);
+    relay.deliver(Delivery::Gap(4), now);
+    (0..10).for_each(|turn| relay.tick(now + Duration::from_millis(100) * turn));
+    assert_eq!((closed(CloseReason::RedisAway), closed(CloseReason::Gap)), (1, 1));
+    assert!(told().contains(":messages may have been missed"));
 }
 
 #[test]

@@ -60,8 +60,11 @@ impl<S: Socket> Relay<S> {
             EXPIRY => self.close(index, CloseReason::TokenExpired, now),
             CLOSE_DEADLINE => self.close_deadline(index),
             SPREAD_CLOSE => {
-                let reason =
-                    if client.phase == Phase::Gapped { CloseReason::Gap } else { CloseReason::Drain };
+                let reason = match client.phase {
+                    Phase::Gapped if self.is_away_too_long(now) => CloseReason::RedisAway,
+                    Phase::Gapped => CloseReason::Gap,
+                    _ => CloseReason::Drain,
+                };
                 self.close(index, reason, now);
             }
             _ => debug_assert!(false, "no such timer"),
