@@ -97,6 +97,40 @@ fn without_postgresql_open_streams_go_on_and_newcomers_get_503() {
 }
 
 #[test]
+fn readiness_follows_postgresql_though_no_newcomer_asks() {
+    if !ours_alone() {
+        return;
+    }
+    let Some(world) = World::with_own_database(&[]) else { return };
+    let viewer = world.viewer("read");
+    let ready = |status: u16| {
+        wait_until(&format!("/ready answers {status}"), PATIENCE, || {
+            world.server.get("/ready").status() == status
+        });
+    };
+    ready(200);
+    let admin = support::postgres::shared().unwrap().open("postgres");
+    let name = &world.db.name;
+    admin.run(&format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false"));
+    admin.run(&format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"));
+    ready(503);
+    // Whoever balances load by it sends nobody from now on.
+    admin.run(&format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true"));
+    ready(200);
+    let mut ws = Ws::open(&world.server, "/?stream=user", &viewer.token);
+    ws.until_live(&world.redis, &viewer.user_channels());
+
+    // A server that is started without PostgreSQL is none to send anybody to.
+    let mut env = world.env.clone();
+    let nowhere = format!("postgresql://tidegate@127.0.0.1:{}/nothing", support::machine::free_port());
+    env.insert("DATABASE_URL".into(), nowhere);
+    let other = support::Server::start(&env);
+    wait_until("it says that PostgreSQL is away", PATIENCE, || {
+        other.get("/ready").text().contains("PostgreSQL is away")
+    });
+}
+
+#[test]
 fn who_never_reads_is_closed_and_the_others_get_everything() {
     if !ours_alone() {
         return;

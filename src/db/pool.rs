@@ -208,7 +208,7 @@ impl Pool {
         self.query("SELECT 1", &[]).await.map(drop)
     }
 
-    /// Whether the last statement found PostgreSQL there (true before the first one).
+    /// Whether the last statement found PostgreSQL there (true before the first one has ended).
     pub fn is_up(&self) -> bool {
         !self.inner.lost.load(Ordering::Relaxed)
     }
@@ -222,11 +222,6 @@ impl Pool {
     /// Statements sent since the start.
     pub fn statements(&self) -> u64 {
         self.inner.statements.load(Ordering::Relaxed)
-    }
-
-    /// Closes connections that nobody used for that long.
-    pub fn trim(&self, unused: Duration) {
-        self.inner.pool.retain(|_, metrics| metrics.last_used() < unused);
     }
 
     async fn query_once(&self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>, Failure> {

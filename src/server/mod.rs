@@ -1,6 +1,7 @@
 //! Where the rooms meet: makes the parts, gives each what it needs, runs until a signal, and drains.
 
 pub mod check;
+mod database;
 pub mod health;
 mod memory;
 mod pages;
@@ -125,6 +126,9 @@ async fn serve(mut config: Config, passed: Passed) -> Result<(), Failure> {
         }
         (None, None) => (None, None),
     };
+    if let Some(pool) = &pool {
+        tokio::spawn(database::watch(pool.clone()));
+    }
     let directory: Option<Arc<dyn Directory>> = match (&pool, &demo) {
         (Some(pool), _) => Some(Arc::new(FromDatabase(Accounts::new(pool.clone())))),
         (None, Some(_)) => Some(Arc::new(demo_directory())),
