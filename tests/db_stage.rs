@@ -300,3 +300,23 @@ fn what_waits_too_long_is_withheld_and_what_comes_after_is_not() {
     world.await_verdict(&PUBLIC, &local(50), r#","content":"y""#, Verdict::Deliver(0));
     world.handle.stop();
 }
+
+#[test]
+fn a_stage_that_ended_by_a_panic_can_be_told_from_one_that_runs() {
+    let Some(server) = Postgres::start() else { return };
+    let name = server.fresh();
+    let stage = Stage::default();
+    let inbox = stage.inbox();
+    let options = Stage::options(&server.options(&name), &Limits::default());
+    let broken = Arc::new(Mailbox::<Delivery<()>>::new(|| panic!("this reactor cannot be woken")));
+    let pool = Pool::new(&options).unwrap();
+    let handle =
+        stage.start(pool, options.pool_size, &Limits::default(), Clock::start(), vec![broken]).unwrap();
+    assert!(!handle.has_ended());
+    let gate = Gate::new(1 << 30, 1 << 29, || {});
+    let at = Position { epoch: 1, seq: 1, read_at: Duration::ZERO };
+    let message = Bytes::from_static(br#"{"event":"delete","payload":"1"}"#);
+    let Parsed::Event(event) = Event::parse(PUBLIC, at, message, &gate) else { panic!("no event") };
+    inbox.push(StageItem::Event(event, 1));
+    wait_until("the thread has ended", PATIENCE, || handle.has_ended());
+}

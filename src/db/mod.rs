@@ -23,7 +23,7 @@ use std::time::Duration;
 
 pub use accounts::{Accounts, Token};
 pub use pool::{DbError, Pool, PoolStats};
-pub use stage::{Stage, StageStats};
+pub use stage::{Stage, StageHandle, StageStats};
 pub use tls::Encryption;
 
 /// Everything that is read, by table: what a role needs to be able to `SELECT`. A test runs the server with a

@@ -124,6 +124,11 @@ impl Stage {
 }
 
 impl StageHandle {
+    /// Whether the thread has ended; without [`stop`](Self::stop) that is a panic.
+    pub fn has_ended(&self) -> bool {
+        self.thread.is_finished()
+    }
+
     /// Ends the thread and waits for it; what waits goes nowhere.
     pub fn stop(self) {
         self.stopping.store(true, Ordering::Release);

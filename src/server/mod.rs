@@ -24,7 +24,7 @@ use crate::core::gate::Gate;
 use crate::core::handover::{Delivery, Viewer};
 use crate::core::mailbox::Mailbox;
 use crate::core::relay::Pressure;
-use crate::db::{self, Accounts, Pool, Stage};
+use crate::db::{self, Accounts, Pool, Stage, StageHandle};
 use crate::demo::{self, Demo};
 use crate::door::{self, Directory, Door, Listener, MemoryDirectory};
 use crate::limits::{ADMIN_CONNECTIONS_MAX, LINGER, Limits};
@@ -233,11 +233,12 @@ async fn serve(mut config: Config, passed: Passed) -> Result<(), Failure> {
     }
     tokio::spawn(memory::watch(Arc::clone(&door), Arc::clone(&gate)));
     tokio::spawn(pauses::watch(ingest.stats(), Arc::clone(&gate), limits.backpressure_high_bytes, clock));
-    tokio::spawn(presence.run(ingest.commands()));
+    let presence = tokio::spawn(presence.run(ingest.commands()));
     if let Some(sentinels) = redis.sentinels() {
         sentinel::watch(sentinels, limits.redis_ping, ingest.waker());
     }
-    tokio::spawn(door::subscribe::serve(Arc::clone(&door), requests_end, mailboxes.clone().into()));
+    let subscribing =
+        tokio::spawn(door::subscribe::serve(Arc::clone(&door), requests_end, mailboxes.clone().into()));
     let ingest = ingest
         .start(ingest::Setup {
             options: redis,
@@ -281,12 +282,19 @@ async fn serve(mut config: Config, passed: Passed) -> Result<(), Failure> {
     tokio::spawn(systemd::watchdog(mailboxes.clone(), move || {
         watched.upgrade().is_some_and(|ingest| !ingest.has_ended())
     }));
+    // None of them ends by itself.
+    let part_ended = || {
+        ingest.has_ended()
+            || reactor_threads.iter().any(JoinHandle::is_finished)
+            || audience.as_ref().is_some_and(StageHandle::has_ended)
+            || [&serving, &presence, &subscribing].into_iter().any(|task| task.is_finished())
+    };
     tokio::select! {
         () = signals.next() => {}
-        // A thread that panicked cannot be missed and is not to be hidden: whoever watches the process starts it
+        // A part that panicked cannot be missed and is not to be hidden: whoever watches the process starts it
         // again, and clients come back.
-        () = ended(&ingest, &reactor_threads) => {
-            return Err(Failure("a thread has ended by a panic, see the log".to_owned()));
+        () = until(part_ended) => {
+            return Err(Failure("a part of the server has ended by a panic, which is said above".to_owned()));
         }
     }
     systemd::tell(NotifyState::Stopping);
@@ -335,12 +343,12 @@ async fn flush(telemetry: Telemetry, signals: &mut Signals) {
     }
 }
 
-/// Ready when the ingest's or a reactor's thread has ended, which none does by itself.
-async fn ended(ingest: &ingest::Handle, reactors: &[JoinHandle<()>]) {
+/// Ready soon after that has become so.
+async fn until(so: impl Fn() -> bool) {
     let mut ticks = tokio::time::interval(Duration::from_millis(500));
     loop {
         ticks.tick().await;
-        if ingest.has_ended() || reactors.iter().any(JoinHandle::is_finished) {
+        if so() {
             return;
         }
     }
