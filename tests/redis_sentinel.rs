@@ -4,12 +4,18 @@
 
 mod support;
 
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
 use serde_json::json;
 use support::certificates::{Authority, path};
 use support::machine::{PATIENCE, free_port, signal, wait_for};
 use support::posts::text_message;
 use support::redis::Redis;
 use support::sentinel::{Cluster, LONG, MASTER, Sentinel};
+use support::server::Env;
 use support::{Viewer, World, Ws, ours_alone, wait_until};
 
 /// A world whose server knows the sentinels only; its `redis` is the master, and the rest.
@@ -90,6 +96,105 @@ fn a_master_that_steps_down_is_left() {
     let ws = is_served_by(&world, &viewer, &world.redis);
     sentinels[1].ask(&["SENTINEL", "FAILOVER", MASTER]);
     moves(&world, &viewer, ws, &replica);
+}
+
+/// What a server without PostgreSQL needs that knows that sentinel.
+fn environment(port: u16) -> Env {
+    let pairs = [
+        ("BIND", "127.0.0.1"),
+        ("PORT", "0"),
+        ("REDIS_SENTINELS", &*format!("127.0.0.1:{port}")),
+        ("REDIS_SENTINEL_MASTER", MASTER),
+    ];
+    pairs.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+fn said_until(stream: &mut TcpStream, ends: &[&str]) -> String {
+    let mut said = String::new();
+    while !ends.iter().any(|end| said.ends_with(end)) {
+        let mut part = [0; 512];
+        let length = stream.read(&mut part).unwrap();
+        assert!(length > 0, "it ends after {said:?}");
+        said.push_str(std::str::from_utf8(&part[..length]).unwrap());
+    }
+    said
+}
+
+#[test]
+fn a_master_that_is_announced_while_the_old_one_is_connected_to_is_followed() {
+    if !ours_alone() {
+        return;
+    }
+    let (Some(old), Some(new)) = (Redis::start(), Redis::start()) else { return };
+    // The old one is slow to answer, and believes to be the master still.
+    signal(old.service.pid(), "STOP");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (master, listeners) = (Arc::new(AtomicU16::new(old.port)), Arc::new(Mutex::new(Vec::new())));
+    let (named, list) = (Arc::clone(&master), Arc::clone(&listeners));
+    let asked = Arc::new(AtomicUsize::new(0));
+    let questions = Arc::clone(&asked);
+    // A sentinel that names the master of the moment, and says to those who listen what the test has it say.
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            // Either all at once, or the connection's name first.
+            let said = said_until(&mut stream, &["tidegate\r\n", "mymaster\r\n"]);
+            stream.write_all(b"+OK\r\n").unwrap();
+            if said.ends_with("mymaster\r\n") {
+                let port = named.load(Ordering::SeqCst).to_string();
+                let answer = format!("*2\r\n$9\r\n127.0.0.1\r\n${}\r\n{port}\r\n", port.len());
+                stream.write_all(answer.as_bytes()).unwrap();
+                questions.fetch_add(1, Ordering::SeqCst);
+            } else {
+                said_until(&mut stream, &["+switch-master\r\n"]);
+                list.lock().unwrap().push(stream);
+            }
+        }
+    });
+    let server = support::Server::start_ours(&["--no-database"], &environment(port));
+    let heard = || listeners.lock().unwrap().len();
+    wait_until("it asked who the master is, and listens", PATIENCE, || {
+        asked.load(Ordering::SeqCst) == 1 && heard() == 1
+    });
+    master.store(new.port, Ordering::SeqCst);
+    let text = format!("{MASTER} 127.0.0.1 {} 127.0.0.1 {}", old.port, new.port);
+    let message = format!("*3\r\n$7\r\nmessage\r\n$14\r\n+switch-master\r\n${}\r\n{text}\r\n", text.len());
+    // What follows it is no answer: the server listens anew, and that shows that it has read the announcement.
+    listeners.lock().unwrap()[0].write_all(format!("{message}?\r\n").as_bytes()).unwrap();
+    wait_until("it has heard the announcement", PATIENCE, || heard() == 2);
+    signal(old.service.pid(), "CONT");
+    server.until_output(&format!("Redis at 127.0.0.1:{} (master {MASTER}) is", new.port));
+}
+
+#[test]
+fn a_sentinel_that_lets_nobody_listen_is_told_once() {
+    if !ours_alone() {
+        return;
+    }
+    let Some(redis) = Redis::start() else { return };
+    let port = free_port();
+    let settings = format!(
+        "port {port}\nuser default on nopass ~* resetchannels +@all\nsentinel monitor {MASTER} 127.0.0.1 {} 1",
+        redis.port
+    );
+    let Some(sentinel) = Sentinel::start(port, &settings, None) else { return };
+    wait_until("the sentinel answers", PATIENCE, || sentinel.ask(&["PING"]).is_some());
+    let connections = || {
+        let stats = sentinel.ask(&["INFO", "stats"]).unwrap().text();
+        let count = stats.lines().find_map(|line| line.strip_prefix("total_connections_received:"));
+        count.unwrap().trim().parse::<u64>().unwrap()
+    };
+    let server = support::Server::start_ours(&["--no-database"], &environment(port));
+    server.until_output(&format!("(master {MASTER}) is connected"));
+    let told = format!("the sentinel at 127.0.0.1:{port} refuses to be listened to");
+    server.until_output(&told);
+    let (before, mut looks) = (connections(), 0);
+    wait_until("it has tried again", PATIENCE, || {
+        looks += 1;
+        // Each look is a connection, too.
+        connections() > before + looks + 2
+    });
+    assert_eq!(server.output().matches(&told).count(), 1, "{}", server.output());
 }
 
 #[test]

@@ -64,6 +64,9 @@ pub enum ConnectError {
     /// A sentinel named one that is none, or not any more.
     #[error("Redis at {0} is named as the master, and is a replica: a failover may be under way")]
     NotMaster(Address),
+    /// A sentinel has announced another while it was connected to.
+    #[error("Redis at {0} is not the master any more, the sentinels say: a failover is under way")]
+    Superseded(Address),
     /// It refused a command.
     #[error("Redis at {address} refuses {command}: {text}; {advice}")]
     Refused {

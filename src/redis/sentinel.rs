@@ -15,7 +15,7 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -28,7 +28,7 @@ use tokio::time::{sleep, timeout};
 use crate::config::{self, HostPort, Secret};
 use crate::redis::backoff::Backoff;
 use crate::redis::command::encode;
-use crate::redis::connect::{CONNECT_TIMEOUT, ConnectError, Greeting, Role, connect_async, dialogue};
+use crate::redis::connect::{CONNECT_TIMEOUT, ConnectError, Greeting, Role, connect_async, dialogue, tell};
 use crate::redis::{Address, Options};
 use crate::tls::Client;
 
@@ -46,8 +46,8 @@ pub struct Sentinels {
     first: AtomicUsize,
     /// The master that was connected to last.
     current: ArcSwapOption<HostPort>,
-    /// A sentinel has announced another.
-    moved: AtomicBool,
+    /// The master that a sentinel has announced since somebody looked.
+    announced: ArcSwapOption<HostPort>,
 }
 
 impl fmt::Debug for Sentinels {
@@ -92,7 +92,7 @@ impl Sentinels {
             tls,
             first: AtomicUsize::new(0),
             current: ArcSwapOption::empty(),
-            moved: AtomicBool::new(false),
+            announced: ArcSwapOption::empty(),
         }
     }
 
@@ -110,9 +110,11 @@ impl Sentinels {
         self.current.store(Some(Arc::new(at)));
     }
 
-    /// Whether another master was announced since this was asked last.
+    /// Whether another master than the one that was connected to last was announced since this was asked last. Not to
+    /// be asked while a connection is being made: it may be to the old one, or to the new one already.
     pub(super) fn has_moved(&self) -> bool {
-        self.moved.swap(false, Relaxed)
+        let announced = self.announced.swap(None);
+        announced.is_some_and(|master| self.current.load().as_ref() != Some(&master))
     }
 
     fn options(&self, at: &HostPort) -> Options {
@@ -183,15 +185,27 @@ pub fn watch(sentinels: &Arc<Sentinels>, patience: Duration, wake: impl Fn() + S
         let (sentinels, wake) = (Arc::clone(sentinels), Arc::clone(&wake));
         tokio::spawn(async move {
             let mut backoff = Backoff::default();
+            let mut refused = None;
             loop {
-                let changed = || {
+                let changed = |master| {
                     // That one knows; others may still name the old one.
                     sentinels.first.store(number, Relaxed);
-                    sentinels.moved.store(true, Relaxed);
+                    sentinels.announced.store(Some(Arc::new(master)));
                     wake();
                 };
-                let error = listen(&sentinels, &at, patience, changed, &mut backoff).await;
-                tracing::debug!("the sentinel at {} is not heard: {error}", address(&at));
+                let deaf = listen(&sentinels, &at, patience, changed, &mut backoff).await;
+                let at = address(&at);
+                match deaf {
+                    Deaf::Refused(text) if refused.as_ref() != Some(&text) => {
+                        tracing::warn!(
+                            "the sentinel at {at} refuses to be listened to: {text}; its user needs the command \
+                             subscribe and the channel +switch-master. Without it another master is noticed only when \
+                             the old one's connection ends"
+                        );
+                        refused = Some(text);
+                    }
+                    other => tracing::debug!("the sentinel at {at} is not heard: {other}"),
+                }
                 sleep(backoff.next_delay()).await;
             }
         });
@@ -209,13 +223,15 @@ enum Deaf {
     Silent,
     #[error("it does not speak as a sentinel does")]
     Strange,
+    #[error("it refuses that: {0}")]
+    Refused(String),
 }
 
 async fn listen(
     sentinels: &Sentinels,
     at: &HostPort,
     patience: Duration,
-    changed: impl Fn(),
+    changed: impl Fn(HostPort),
     backoff: &mut Backoff,
 ) -> Deaf {
     let options = sentinels.options(at);
@@ -228,7 +244,7 @@ async fn listen(
     let mut out = BytesMut::new();
     encode(&mut out, &[b"SUBSCRIBE", b"+switch-master"]);
     let mut input = BytesMut::with_capacity(4096);
-    let mut pinged = false;
+    let (mut is_subscribed, mut pinged) = (false, false);
     loop {
         if let Err(error) = stream.write_all(&out).await {
             return error.into();
@@ -248,9 +264,16 @@ async fn listen(
             match decode(&input) {
                 Ok(Some((frame, used))) => {
                     let _ = input.split_to(used);
+                    // An error later on is an answer all the same: to PING.
+                    if let OwnedFrame::Error(text) = &frame
+                        && !is_subscribed
+                    {
+                        return Deaf::Refused(tell(&options, text));
+                    }
+                    is_subscribed = true;
                     backoff.reset();
-                    if sentinels.announced(&frame) {
-                        changed();
+                    if let Some(master) = sentinels.announced(&frame) {
+                        changed(master);
                     }
                 }
                 Ok(None) if input.len() <= MESSAGE_BYTES_MAX => break,
@@ -261,21 +284,18 @@ async fn listen(
 }
 
 impl Sentinels {
-    /// Whether that message says that our master is another now.
-    fn announced(&self, frame: &OwnedFrame) -> bool {
-        let OwnedFrame::Array(parts) = frame else { return false };
+    /// Who our master is now, if that message says it.
+    fn announced(&self, frame: &OwnedFrame) -> Option<HostPort> {
+        let OwnedFrame::Array(parts) = frame else { return None };
         let [OwnedFrame::BulkString(kind), _, OwnedFrame::BulkString(text)] = parts.as_slice() else {
-            return false;
+            return None;
         };
-        if kind != b"message" {
-            return false;
-        }
         // NAME OLD-ADDRESS OLD-PORT NEW-ADDRESS NEW-PORT
         let text = String::from_utf8_lossy(text);
         let words: Vec<&str> = text.split(' ').collect();
-        let [name, _, _, host, port] = words.as_slice() else { return false };
-        let other = self.current().is_none_or(|now| now.host != *host || now.port.to_string() != *port);
-        *name == self.master && other
+        let [name, _, _, host, port] = words.as_slice() else { return None };
+        let is_ours = kind == b"message" && *name == self.master;
+        is_ours.then_some(HostPort { host: (*host).to_owned(), port: port.parse().ok()? })
     }
 }
 
@@ -306,15 +326,23 @@ mod tests {
     fn only_a_change_of_our_own_master_counts() {
         let sentinels = sentinels();
         assert_eq!(sentinels.to_string(), "master mymaster of the sentinels [::1]:1");
-        sentinels.set_current(HostPort { host: "10.0.0.2".into(), port: 6379 });
+        let master = |host: &str, port| HostPort { host: host.into(), port };
+        sentinels.set_current(master("10.0.0.2", 6379));
         assert_eq!(sentinels.to_string(), "10.0.0.2:6379 (master mymaster)");
-        assert!(!sentinels.announced(&message("other 10.0.0.1 6379 10.0.0.3 6379")));
-        assert!(
-            !sentinels.announced(&message("mymaster 10.0.0.1 6379 10.0.0.2 6379")),
-            "we are there already"
-        );
-        assert!(!sentinels.announced(&message("mymaster 10.0.0.1")));
-        assert!(sentinels.announced(&message("mymaster 10.0.0.2 6379 10.0.0.2 6380")));
+        let announced = |text| sentinels.announced(&message(text));
+        assert_eq!(announced("other 10.0.0.1 6379 10.0.0.3 6379"), None);
+        assert_eq!(announced("mymaster 10.0.0.1"), None);
+        assert_eq!(announced("mymaster 10.0.0.2 6379 10.0.0.2 x"), None);
+        let (here, there) = (master("10.0.0.2", 6379), master("10.0.0.2", 6380));
+        assert_eq!(announced("mymaster 10.0.0.1 6379 10.0.0.2 6379"), Some(here.clone()));
+        assert_eq!(announced("mymaster 10.0.0.2 6379 10.0.0.2 6380"), Some(there.clone()));
+
+        let moved = |to: &HostPort| {
+            sentinels.announced.store(Some(Arc::new(to.clone())));
+            (sentinels.has_moved(), sentinels.has_moved())
+        };
+        assert_eq!(moved(&here), (false, false), "we are there already");
+        assert_eq!(moved(&there), (true, false), "said once");
         assert!(!format!("{sentinels:?}").contains("hunter2"));
     }
 

@@ -23,9 +23,16 @@ pub(super) enum Attempt {
 }
 
 impl<S: Send + 'static> Worker<S> {
+    /// Whether the sentinels have announced another master than the one that was connected to.
+    fn master_has_moved(&self) -> bool {
+        self.options.sentinels().is_some_and(|sentinels| sentinels.has_moved())
+    }
+
     /// Leaves the old master when the sentinels announce another.
     pub(super) fn follow_master(&mut self, now: Instant) {
-        if !self.options.sentinels().is_some_and(|sentinels| sentinels.has_moved()) {
+        // Whoever is being connected to is compared with the one that was announced when that is done.
+        let is_connecting = self.link.is_none() && matches!(self.attempt, Attempt::Running(_));
+        if is_connecting || !self.master_has_moved() {
             return;
         }
         self.backoff.reset();
@@ -69,6 +76,9 @@ impl<S: Send + 'static> Worker<S> {
         };
         let address = self.options.address.clone();
         let bytes_max = self.limits.message_bytes_max;
+        // It may believe to be the master still, cut off from the others.
+        let has_moved = result.is_ok() && self.master_has_moved();
+        let result = if has_moved { Err(ConnectError::Superseded(address.clone())) } else { result };
         let linked = result.and_then(|connected| {
             Link::new(connected, self.poll.registry(), SOCKET, bytes_max)
                 .map_err(|error| ConnectError::Broken(address, error))
