@@ -227,11 +227,18 @@ fn an_acl_that_takes_the_channels_away_is_a_gap_and_then_a_refusal() {
     world.redis.command(&["ACL", "SETUSER", "streaming", "resetchannels"]);
     let viewer = scene.expect_gap(&world, "connection_lost");
     wait_until("newcomers are refused", PATIENCE, || ask(&world, &viewer).status == 500);
+    let refusals = || world.server.output().matches("Redis refuses timeline:").count();
+    assert_eq!(refusals(), 1, "the log says which");
     assert!(world.server.output().contains("NOPERM"), "the log says why");
     assert!(!world.server.output().contains("secret"));
     world.redis.command(&allow);
     wait_until("newcomers get in again", PATIENCE, || ask(&world, &viewer).status == 200);
     all_is_well(&world, &viewer);
+    // Once more is worth another line.
+    let _stays = Scene::start(&world);
+    world.redis.command(&["ACL", "SETUSER", "streaming", "resetchannels"]);
+    wait_until("newcomers are refused", PATIENCE, || ask(&world, &viewer).status == 500);
+    assert_eq!(refusals(), 2);
 }
 
 #[test]

@@ -21,6 +21,7 @@ use crate::core::stream::Channel;
 use crate::core::subscriptions::Subscriptions;
 #[cfg(feature = "otel")]
 use crate::core::trail::Trails;
+use crate::logging::Limited;
 use crate::proto::ring::{Frame, Payload};
 use crate::redis::Options;
 use crate::redis::connect::{advice, tell};
@@ -43,6 +44,7 @@ pub(super) struct Router<S> {
     stats: Arc<IngestStats>,
     finished: Vec<(Reply, Result<(), HoldError>)>,
     last_refusal: String,
+    refusals: Limited,
     #[cfg(feature = "otel")]
     pub(super) trails: Option<Trails>,
 }
@@ -81,6 +83,7 @@ impl<S> Router<S> {
             stats,
             finished: Vec::new(),
             last_refusal: String::new(),
+            refusals: Limited::every(Duration::from_secs(60)),
             #[cfg(feature = "otel")]
             trails: None,
         }
@@ -168,11 +171,14 @@ impl<S> Router<S> {
                 match pipeline.error() {
                     Ok(Refused::Ping) => return Ok(Heard::Pong),
                     Ok(Refused::Subscribe(channels)) => {
-                        self.refused(&told, channels.len());
+                        // Of several each is tried again by itself: then it is known which one Redis minds.
+                        if let [channel] = channels.as_slice() {
+                            self.refused(&told, channel);
+                        }
                         self.table.refused(&channels);
                     }
                     Ok(Refused::Unsubscribe(channels)) => {
-                        self.refused(&told, channels.len());
+                        channels.first().inspect(|channel| self.refused(&told, channel));
                         channels.iter().for_each(|channel| self.table.unsubscribed(channel));
                     }
                     Err(_) => return Err(format!("it said: {told}")),
@@ -240,16 +246,16 @@ impl<S> Router<S> {
         self.seq += 1;
         add(&self.stats.too_long, 1);
         tracing::warn!(
-            "a message of {bytes} bytes on {channel:?} was skipped, and its clients are closed: it is over \
+            "a message of {bytes} bytes on {channel} was skipped, and its clients are closed: it is over \
              MAX_MESSAGE_BYTES"
         );
         self.deliver(mask, || Delivery::ChannelGap(channel.clone()));
     }
 
-    fn refused(&mut self, told: &str, channels: usize) {
-        // One line for a wrong rule, not one for each newcomer.
-        if told != self.last_refusal {
-            tracing::warn!("Redis refuses {channels} channels: {told}; {}", advice(told));
+    fn refused(&mut self, told: &str, channel: &Channel) {
+        // For one wrong rule a line a minute, not one for each newcomer.
+        if self.refusals.allow().is_some() || told != self.last_refusal {
+            tracing::warn!("Redis refuses {channel}: {told}; {}", advice(told));
             told.clone_into(&mut self.last_refusal);
         }
     }
@@ -261,6 +267,7 @@ impl<S> Router<S> {
     /// A connection stands. Its number.
     pub(super) fn connected(&mut self) -> u32 {
         self.epoch += 1;
+        self.last_refusal.clear();
         self.table.connected();
         self.epoch
     }

@@ -448,10 +448,8 @@ impl Timelines {
 }
 
 fn name(channel: &Channel) -> String {
-    let mut name = Vec::new();
-    channel.write_name(&mut name);
     // A tag is whatever a client asked for: nothing in it may break the lines or a terminal.
-    String::from_utf8_lossy(&name).chars().filter(|letter| !letter.is_control()).collect()
+    channel.to_string().chars().filter(|letter| !letter.is_control()).collect()
 }
 
 fn timelines_text(now: &Timelines) -> String {

@@ -71,6 +71,15 @@ pub enum Channel {
 
 const _: () = assert!(std::mem::size_of::<Channel>() == 16);
 
+/// Its name, as Redis has it.
+impl std::fmt::Display for Channel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut name = Vec::new();
+        self.write_name(&mut name);
+        f.write_str(&String::from_utf8_lossy(&name))
+    }
+}
+
 impl Channel {
     /// Reads a channel's name as Redis sends it, its namespace removed. Only the canonical spelling is
     /// known (decimal ids without leading zeros), so that a name and a channel are one to one.
@@ -275,6 +284,7 @@ mod tests {
         for (text, channel) in cases {
             assert_eq!(Channel::parse(text.as_bytes()), Some(channel.clone()), "{text}");
             assert_eq!(name(&channel), text);
+            assert_eq!(channel.to_string(), text);
         }
     }
 
