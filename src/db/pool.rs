@@ -16,7 +16,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use deadpool_postgres::{Connect, Manager, ManagerConfig, Object, PoolError, QueueMode, RecyclingMethod};
 use tokio::task::JoinHandle;
@@ -29,6 +29,7 @@ use tracing::{debug, info, warn};
 
 use super::tls::{self, Attempt, Encryption};
 use super::{Host, Options};
+use crate::logging::Limited;
 
 /// A statement's parameter with its type: unnamed statements need it up front.
 pub type Param<'a> = (&'a (dyn ToSql + Sync), Type);
@@ -115,7 +116,7 @@ struct Inner {
     statement_timeout: Duration,
     lost: AtomicBool,
     statements: AtomicU64,
-    refusals: Throttle,
+    refusals: Limited,
 }
 
 impl fmt::Debug for Pool {
@@ -165,7 +166,7 @@ impl Pool {
                 statement_timeout: options.statement_timeout,
                 lost: AtomicBool::new(false),
                 statements: AtomicU64::new(0),
-                refusals: Throttle::new(Duration::from_secs(30)),
+                refusals: Limited::every(Duration::from_secs(30)),
             }),
         })
     }
@@ -191,7 +192,7 @@ impl Pool {
             Err(Failure::Dying(error) | Failure::Final(error)) => error,
         };
         if let DbError::Statement { .. } = &error {
-            if self.inner.refusals.allows() {
+            if self.inner.refusals.allow().is_some() {
                 warn!("{error}");
             }
         } else if !self.inner.lost.swap(true, Ordering::Relaxed) {
@@ -450,27 +451,4 @@ fn client_config(options: &Options) -> tokio_postgres::Config {
     config.keepalives_idle(Duration::from_secs(30)).keepalives_interval(Duration::from_secs(10));
     config.keepalives_retries(3).tcp_user_timeout(Duration::from_secs(30));
     config
-}
-
-/// Lets one message through in that time, so that a fault that repeats does not fill the log.
-#[derive(Debug)]
-pub(crate) struct Throttle {
-    every: Duration,
-    start: Instant,
-    /// Milliseconds from `start` until which it is silent.
-    until: AtomicU64,
-}
-
-impl Throttle {
-    pub(crate) fn new(every: Duration) -> Throttle {
-        Throttle { every, start: Instant::now(), until: AtomicU64::new(0) }
-    }
-
-    pub(crate) fn allows(&self) -> bool {
-        let now = self.start.elapsed();
-        let until = self.until.load(Ordering::Relaxed);
-        let next = (now + self.every).as_millis() as u64;
-        (now.as_millis() as u64) >= until
-            && self.until.compare_exchange(until, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
-    }
 }

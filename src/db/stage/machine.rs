@@ -27,8 +27,9 @@ use crate::core::filter::{FilterCache, Filters, SearchText};
 use crate::core::handover::StageItem;
 use crate::core::stream::{Channel, Id};
 use crate::db::feeds::{FeedAccess, Settings};
-use crate::db::pool::{DbError, Throttle};
+use crate::db::pool::DbError;
 use crate::limits::Limits;
+use crate::logging::Limited;
 
 /// How old an answer may be to serve an identical status.
 const REUSE: Duration = Duration::from_secs(1);
@@ -121,9 +122,9 @@ pub(super) struct Machine {
     withheld_in_outage: u64,
     /// Whether the log has it.
     outage_logged: bool,
-    outage_log: Throttle,
-    malformed_log: Throttle,
-    overflow_log: Throttle,
+    outage_log: Limited,
+    malformed_log: Limited,
+    overflow_log: Limited,
     stats: Arc<StageStats>,
     /// Events that may go on, with their reactors' mask.
     pub(super) out: Vec<(Arc<Event>, u16)>,
@@ -163,9 +164,9 @@ impl Machine {
             settings_refresh: limits.settings_refresh,
             withheld_in_outage: 0,
             outage_logged: false,
-            outage_log: Throttle::new(Duration::from_secs(5)),
-            malformed_log: Throttle::new(Duration::from_secs(10)),
-            overflow_log: Throttle::new(Duration::from_secs(10)),
+            outage_log: Limited::every(Duration::from_secs(5)),
+            malformed_log: Limited::every(Duration::from_secs(10)),
+            overflow_log: Limited::every(Duration::from_secs(10)),
             stats,
             out: Vec::new(),
         }
@@ -457,7 +458,7 @@ impl Machine {
                 break;
             }
             // Where PostgreSQL answers now and then, every answer ends an outage: the log need not have each.
-            if self.withheld_in_outage == 0 && self.outage_log.allows() {
+            if self.withheld_in_outage == 0 && self.outage_log.allow().is_some() {
                 self.outage_logged = true;
                 warn!(
                     "statuses are withheld from public streams: PostgreSQL has not said within {} s \
@@ -517,14 +518,9 @@ impl Machine {
     fn malformed(&mut self, event: &Event, wrong: &str) {
         add(&self.stats.malformed, 1);
         event.set_audience(Audience { nobody: Some(Withheld::Malformed), ..Audience::default() });
-        if self.malformed_log.allows() {
-            let mut name = Vec::new();
-            event.channel().write_name(&mut name);
-            let total = self.stats.malformed.load(Relaxed);
-            warn!(
-                "a malformed status on {} goes to nobody: {wrong} ({total} since the start)",
-                String::from_utf8_lossy(&name)
-            );
+        if self.malformed_log.allow().is_some() {
+            let (channel, total) = (event.channel(), self.stats.malformed.load(Relaxed));
+            warn!("a malformed status on {channel} goes to nobody: {wrong} ({total} since the start)");
         }
     }
 }

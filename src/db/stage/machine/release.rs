@@ -15,7 +15,7 @@ impl Machine {
     pub(super) fn keep_bounds(&mut self) {
         while self.bytes > self.bytes_max && self.messages > 1 {
             let Some((number, channel)) = self.waiting.pop_first() else { return };
-            if self.overflow_log.allows() {
+            if self.overflow_log.allow().is_some() {
                 warn!(
                     "statuses are withheld from public streams: those that wait for PostgreSQL take more than \
                      {} bytes, a quarter of BACKPRESSURE_HIGH_BYTES",
