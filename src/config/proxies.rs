@@ -83,25 +83,6 @@ impl TrustedProxies {
     pub fn trusts(&self, address: IpAddr) -> bool {
         self.0.iter().any(|network| network.contains(address))
     }
-
-    /// The client's address: the connection's own, or behind trusted proxies the last one in
-    /// `X-Forwarded-For` that is not a trusted proxy (or the first of all). `peer` is none on a unix socket,
-    /// whose other end is trusted. `forwarded` are the header's values, in the order in which they came.
-    pub fn client_address<'a>(
-        &self,
-        peer: Option<IpAddr>,
-        forwarded: impl DoubleEndedIterator<Item = &'a str>,
-    ) -> Option<IpAddr> {
-        let mut client = peer.map(|address| address.to_canonical());
-        for entry in forwarded.rev().flat_map(|value| value.rsplit(',')) {
-            if client.is_some_and(|address| !self.trusts(address)) {
-                break;
-            }
-            let Ok(address) = entry.trim().parse::<IpAddr>() else { break };
-            client = Some(address.to_canonical());
-        }
-        client
-    }
 }
 
 pub(super) fn trusted(read: &mut Reader) -> TrustedProxies {
@@ -184,24 +165,5 @@ mod tests {
         {
             assert!(!trusted.trusts(ip(address)), "{address}");
         }
-    }
-
-    #[test]
-    fn only_trusted_proxies_can_name_the_client() {
-        let trusted = TrustedProxies::default();
-        let client = |peer: &str, forwarded: &[&str]| {
-            trusted
-                .client_address(Some(ip(peer)), forwarded.iter().copied())
-                .map(|address| address.to_string())
-        };
-        assert_eq!(client("203.0.113.1", &["198.51.100.1"]).unwrap(), "203.0.113.1");
-        assert_eq!(client("127.0.0.1", &["198.51.100.1"]).unwrap(), "198.51.100.1");
-        assert_eq!(client("127.0.0.1", &["6.6.6.6, 198.51.100.1, 10.0.0.1"]).unwrap(), "198.51.100.1");
-        assert_eq!(client("127.0.0.1", &["6.6.6.6", "198.51.100.1,10.0.0.1"]).unwrap(), "198.51.100.1");
-        assert_eq!(client("127.0.0.1", &["10.0.0.2,10.0.0.1"]).unwrap(), "10.0.0.2");
-        assert_eq!(client("127.0.0.1", &["junk"]).unwrap(), "127.0.0.1");
-        assert_eq!(client("127.0.0.1", &[]).unwrap(), "127.0.0.1");
-        assert_eq!(trusted.client_address(None, ["198.51.100.1"].into_iter()), Some(ip("198.51.100.1")));
-        assert_eq!(trusted.client_address(None, std::iter::empty()), None);
     }
 }

@@ -15,6 +15,7 @@ use percent_encoding::percent_decode;
 
 use crate::core::hashtag;
 use crate::core::json;
+use crate::core::millis;
 use crate::core::stream::{Id, Param, Stream, StreamKind};
 
 /// A client's text message.
@@ -169,8 +170,8 @@ fn is_true_in_json(token: &str) -> bool {
     json::is_truthy(token) && json::text(token).is_none_or(|text| is_true_text(&text))
 }
 
-/// What counts as true for `allow_local_only`.
-fn is_true_text(text: &str) -> bool {
+/// Whether a parameter's text is a yes (`only_media`, `allow_local_only`).
+pub fn is_true_text(text: &str) -> bool {
     !matches!(text, "" | "0" | "f" | "F" | "false" | "FALSE" | "off" | "OFF")
 }
 
@@ -317,7 +318,7 @@ impl<'a> QueryValue<'a> {
 
 /// Percent-decoding as Node's `querystring` does it: `+` is a space, `%` without two hexadecimal digits stays,
 /// what is not UTF-8 becomes U+FFFD.
-fn decode(text: &str) -> Cow<'_, str> {
+pub fn decode(text: &str) -> Cow<'_, str> {
     if !text.contains(['+', '%']) {
         return Cow::Borrowed(text);
     }
@@ -356,7 +357,7 @@ impl Bucket {
         }
         // Only a burst of millions exceeds the field; it is then capped, not wrapped.
         self.owed_milli = u32::try_from(owed_milli).unwrap_or(u32::MAX);
-        self.at_ms = now.as_millis() as u32;
+        self.at_ms = millis(now);
         true
     }
 
@@ -368,7 +369,7 @@ impl Bucket {
     /// What is still owed at `now`, in thousandths.
     fn owed_milli(&self, now: Duration, rate: u32) -> u64 {
         // One who asks for nothing for 49 days would find the bucket less full than it should be.
-        let elapsed_ms = (now.as_millis() as u32).wrapping_sub(self.at_ms);
+        let elapsed_ms = millis(now).wrapping_sub(self.at_ms);
         // One a second is one thousandth a millisecond.
         u64::from(self.owed_milli).saturating_sub(u64::from(elapsed_ms) * u64::from(rate))
     }

@@ -21,6 +21,7 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
+use crate::core::millis;
 use crate::core::session::Bucket;
 use crate::limits::Limits;
 use crate::proto::ws::{Decoder, Fed, Incoming, ProtocolError};
@@ -164,11 +165,6 @@ impl Talker {
     fn weight(&self, now: Duration) -> u64 {
         u64::from(self.held_bytes).max(LITTLE_BYTES) * (AGE_MS + self.age_ms(now))
     }
-}
-
-/// Wraps after 49 days, compared by difference.
-fn millis(now: Duration) -> u32 {
-    now.as_millis() as u32
 }
 
 #[cfg(test)]

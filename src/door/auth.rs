@@ -10,10 +10,10 @@ use std::future::Future;
 use std::pin::Pin;
 
 use hyper::header::{AUTHORIZATION, HeaderMap, SEC_WEBSOCKET_PROTOCOL};
-use percent_encoding::percent_decode_str;
 
 use super::errors::Refusal;
 use crate::core::handover::Viewer;
+use crate::core::session::{decode, is_true_text};
 use crate::core::stream::Id;
 
 /// A good token, as far as the door needs it.
@@ -113,7 +113,7 @@ fn usable(token: Cow<'_, str>) -> Result<Cow<'_, str>, Refusal> {
     if token.bytes().any(|byte| byte.is_ascii_control()) { Err(Refusal::INVALID_TOKEN) } else { Ok(token) }
 }
 
-/// The values of a query parameter, decoded: `+` is a blank, a percent sign that encodes nothing is itself.
+/// The values of a query parameter, decoded.
 pub(crate) fn values<'a>(query: &'a str, name: &'a str) -> impl Iterator<Item = Cow<'a, str>> {
     query
         .split('&')
@@ -122,20 +122,12 @@ pub(crate) fn values<'a>(query: &'a str, name: &'a str) -> impl Iterator<Item = 
         .map(|(_, value)| decode(value))
 }
 
-fn decode(text: &str) -> Cow<'_, str> {
-    if text.contains('+') {
-        let text = text.replace('+', " ");
-        return Cow::Owned(percent_decode_str(&text).decode_utf8_lossy().into_owned());
-    }
-    percent_decode_str(text).decode_utf8_lossy()
-}
-
 /// Whether a query parameter is given and says yes. Given twice it does.
 pub(crate) fn is_true(query: &str, name: &str) -> bool {
     let mut values = values(query, name);
     match (values.next(), values.next()) {
         (Some(_), Some(_)) => true,
-        (Some(value), None) => !matches!(&*value, "" | "0" | "f" | "F" | "false" | "FALSE" | "off" | "OFF"),
+        (Some(value), None) => is_true_text(&value),
         _ => false,
     }
 }

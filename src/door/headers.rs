@@ -8,8 +8,6 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use super::SameOrigin;
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use hyper::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
@@ -17,10 +15,10 @@ use hyper::header::{
     SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE, VARY,
 };
 use hyper::{Method, Response, StatusCode, Version};
-use sha1::{Digest, Sha1};
 use uuid::Uuid;
 
 use super::errors::Refusal;
+use crate::proto::{sse, ws::handshake};
 
 pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub(crate) const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -171,10 +169,8 @@ impl Handshake {
             Some(b"13" | b"8") => {}
             _ => return Err(Refusal::BAD_VERSION),
         }
-        let key = headers.get(SEC_WEBSOCKET_KEY).ok_or(Refusal::NO_KEY)?.as_bytes();
-        if key.len() != 24 || !is_key(key) {
-            return Err(Refusal::NO_KEY);
-        }
+        let key = headers.get(SEC_WEBSOCKET_KEY).and_then(|key| key.to_str().ok());
+        let key = key.filter(|key| handshake::is_key(key)).ok_or(Refusal::NO_KEY)?;
         let protocol = match headers.get(SEC_WEBSOCKET_PROTOCOL) {
             None => None,
             Some(value) => {
@@ -186,7 +182,7 @@ impl Handshake {
                 Some(HeaderValue::from_bytes(first).map_err(|_| Refusal::BAD_PROTOCOL)?)
             }
         };
-        Ok(Handshake { accept: accept(key), protocol })
+        Ok(Handshake { accept: handshake::accept_key(key), protocol })
     }
 
     /// The head of the 101, complete.
@@ -203,20 +199,6 @@ impl Handshake {
         head.extend_from_slice(b"\r\n");
         head
     }
-}
-
-/// Sixteen bytes in base64: 22 letters and `==`. The last letter's unused bits are not looked at, as
-/// clients exist that set them.
-fn is_key(key: &[u8]) -> bool {
-    key.strip_suffix(b"==")
-        .is_some_and(|key| key.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/')))
-}
-
-/// RFC 6455, 1.3.
-fn accept(key: &[u8]) -> String {
-    let digest =
-        Sha1::new().chain_update(key).chain_update("258EAFA5-E914-47DA-95CA-C5AB0DC85B11").finalize();
-    BASE64.encode(digest)
 }
 
 /// The head of an event stream's response and the greeting `:)`, for a client of that HTTP version. An
@@ -237,28 +219,13 @@ pub(crate) fn event_stream(id: &RequestId, version: Version, keep_alive: Option<
     }
     if version == Version::HTTP_11 {
         write_header(&mut head, "Transfer-Encoding", b"chunked");
-        head.extend_from_slice(b"\r\n3\r\n:)\n\r\n");
+        head.extend_from_slice(b"\r\n");
+        sse::chunk(&mut head, sse::GREETING);
     } else {
-        head.extend_from_slice(b"\r\n:)\n");
+        head.extend_from_slice(b"\r\n");
+        head.extend_from_slice(sse::GREETING);
     }
     head.into()
-}
-
-/// A text frame from the server (RFC 6455, 5.2), for an error that follows the 101 at once.
-pub(crate) fn write_text_frame(out: &mut Vec<u8>, text: &[u8]) {
-    out.push(0x81);
-    match (u8::try_from(text.len()), u16::try_from(text.len())) {
-        (Ok(length @ ..126), _) => out.push(length),
-        (_, Ok(length)) => {
-            out.push(126);
-            out.extend_from_slice(&length.to_be_bytes());
-        }
-        _ => {
-            out.push(127);
-            out.extend_from_slice(&(text.len() as u64).to_be_bytes());
-        }
-    }
-    out.extend_from_slice(text);
 }
 
 /// All of a response as HTTP/1.1, its head and body.

@@ -20,6 +20,7 @@ use super::{Door, PageBody, PageRequest, Socket, auth};
 use crate::core::event::Transport;
 use crate::core::session::StreamRequest;
 use crate::core::stream::StreamKind;
+use crate::proto::ws::encode::text_header;
 
 const ALLOWED: &str = "GET, HEAD, OPTIONS";
 /// What the listener without streams says on a path that it does not know.
@@ -203,7 +204,9 @@ async fn open_websocket<S: Socket>(
                 }
                 Err(refusal) => {
                     let refusal = refused(door, id, refusal);
-                    headers::write_text_frame(&mut head, &refusal.frame());
+                    let frame = refusal.frame();
+                    head.extend_from_slice(&text_header(frame.len()));
+                    head.extend_from_slice(&frame);
                     None
                 }
             }

@@ -63,11 +63,6 @@ pub fn event_data(out: &mut Vec<u8>, payload: &[u8]) {
     out.extend_from_slice(rest);
 }
 
-/// Whether [`event_data`] writes exactly these bytes, so that they can be shared instead of copied.
-pub fn is_one_line(payload: &[u8]) -> bool {
-    memchr2(b'\r', b'\n', payload).is_none()
-}
-
 /// Appends a comment as a block of its own: `:REASON` and a blank line.
 pub fn comment(out: &mut Vec<u8>, reason: &str) {
     out.push(b':');

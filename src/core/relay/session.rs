@@ -222,7 +222,7 @@ impl<S: Socket> Relay<S> {
     }
 
     /// A subscription that the door arranged.
-    pub(super) fn subscribed(&mut self, id: ClientId, new: NewSubscription, seq: u64, now: Duration) {
+    pub(super) fn subscribed(&mut self, id: ClientId, new: NewSubscription, seq: u64) {
         let open = self.get(id).is_some_and(|client| client.phase == Phase::Open);
         if !open {
             // It left meanwhile, or is about to. The references are the ingest's again; the account of a
@@ -230,11 +230,11 @@ impl<S: Socket> Relay<S> {
             return self.release_all(&new);
         }
         self.join(id.index, new, seq);
-        self.answered(id, None, now);
+        self.answered(id, None);
     }
 
     /// The door's answer: the next request may go.
-    pub(super) fn answered(&mut self, id: ClientId, answer: Option<Bytes>, _now: Duration) {
+    pub(super) fn answered(&mut self, id: ClientId, answer: Option<Bytes>) {
         let Some(client) = self.get(id) else { return };
         if client.phase != Phase::Open {
             return;
