@@ -165,7 +165,7 @@ variables! {
     Monitoring {
         ADMIN_BIND = "", "HOST:PORT of a second listener for /metrics, /ready and the status pages, shown there to whoever can connect: keep it on a private address.";
         METRICS_MAIN_PORT = "true", "Whether /metrics is on the main port too, as in Mastodon's own server: true or false.";
-        METRICS_PREFIX = "", "Put before the names of all metrics, for example mastodon_streaming_.";
+        METRICS_PREFIX = "", "Put before the names of Mastodon's own metrics (connected_clients and so on), for example mastodon_streaming_.";
         STATUS_PUBLIC = "false", "Whether anyone may see the status pages: true or false. Otherwise the main port shows them to direct local requests only.";
     }
     Delivery {
