@@ -6,9 +6,6 @@ use serde_json::json;
 
 use super::directory::{ALICES_LIST, directory};
 
-/// The page's content type.
-pub const CONTENT_TYPE: &str = "text/html; charset=utf-8";
-
 /// A Content-Security-Policy for the page: its own script and style, connections to its own server only.
 pub const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; \
      img-src data:; connect-src 'self' ws: wss:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";

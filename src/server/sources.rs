@@ -96,7 +96,7 @@ impl crate::status::Sources for Sources {
         let reading = self.headroom.read();
         match reading.held {
             Held::Bytes(used_bytes) => {
-                Some(HeadroomStats { used_bytes, limit_bytes: reading.limits.hard_bytes, measured: true })
+                Some(HeadroomStats { used_bytes, limit_bytes: reading.limits.hard_bytes })
             }
             Held::Unknown | Held::Gone | Held::Denied => None,
         }

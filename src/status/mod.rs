@@ -228,11 +228,6 @@ impl Status {
         }
     }
 
-    /// [`find`](Self::find) and [`answer`](Self::answer).
-    pub async fn respond(self: &Arc<Self>, path: &str, accept: Option<&str>, who: Visitor) -> Option<Answer> {
-        Some(self.answer(self.find(path, accept, who)?).await)
-    }
-
     /// Everything at this moment, reactors asked for their ledger and their slowest clients.
     pub async fn snapshot(&self) -> Snapshot {
         let wanted = Wanted { channels: 0, laggards: snapshot::LAGGARDS_SHOWN };

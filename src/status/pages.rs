@@ -297,10 +297,9 @@ fn gate_text(out: &mut String, gate: &GateStats, headroom: Option<&HeadroomStats
     if let Some(headroom) = headroom {
         let _ = writeln!(
             out,
-            "  Redis holds {} of {} for us ({})",
+            "  Redis holds {} of {} for us",
             bytes(headroom.used_bytes),
             bytes(headroom.limit_bytes),
-            if headroom.measured { "asked" } else { "estimated" },
         );
     }
 }

@@ -1,6 +1,6 @@
 //! The state of the whole process at one moment, as plain data: what metrics, pages and the live view show.
 //!
-//! Everything comes through [`Sources`], which `lib.rs` implements over the rooms' own counters; this room
+//! Everything comes through [`Sources`], which [`server`](crate::server) implements over the rooms' own counters; this room
 //! reads and never writes. One model, so that text, JSON, metrics and plots cannot disagree.
 //!
 //! Bounds: independent of the number of clients and channels, but for the lists that were asked for.
@@ -123,8 +123,6 @@ pub struct HeadroomStats {
     pub used_bytes: u64,
     /// The size at which Redis drops us.
     pub limit_bytes: u64,
-    /// Whether Redis was asked; else it is estimated from the rate before the pause.
-    pub measured: bool,
 }
 
 /// The door's figures.

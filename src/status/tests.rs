@@ -18,6 +18,18 @@ pub(crate) enum Asking {
     Hang,
 }
 
+impl Status {
+    /// What a visitor gets, as the door has it made.
+    pub(crate) async fn respond(
+        self: &Arc<Self>,
+        path: &str,
+        accept: Option<&str>,
+        who: Visitor,
+    ) -> Option<Answer> {
+        Some(self.answer(self.find(path, accept, who)?).await)
+    }
+}
+
 /// A server with two reactors, a few clients and one slow one.
 pub(crate) struct Fake {
     pub(crate) reactors: Vec<Arc<ReactorCounters>>,
@@ -132,7 +144,7 @@ impl Sources for Fake {
     }
 
     fn headroom(&self) -> Option<HeadroomStats> {
-        Some(HeadroomStats { used_bytes: 1 << 20, limit_bytes: 32 << 20, measured: true })
+        Some(HeadroomStats { used_bytes: 1 << 20, limit_bytes: 32 << 20 })
     }
 
     fn door(&self) -> DoorStats {

@@ -226,10 +226,7 @@ impl Machine {
         match entry.event.status() {
             None => {}
             Some(Err(wrong)) => self.malformed(&entry.event, wrong),
-            Some(Ok(_)) => {
-                add(&self.stats.statuses, 1);
-                self.ask_for(&mut entry, &channel, now, unix_ms);
-            }
+            Some(Ok(_)) => self.ask_for(&mut entry, &channel, now, unix_ms),
         }
         let queue = self.queues.get_mut(&channel);
         if entry.deadline.is_none() && queue.as_ref().is_none_or(|queue| queue.is_empty()) {
@@ -386,7 +383,6 @@ impl Machine {
             }
         }
         if ask.question != 0 {
-            add(&self.stats.answer_us, now.saturating_sub(ask.sent_at).as_micros() as u64);
             self.answered(ask.question, reply.hidden, loaded, now, unix_ms);
         }
     }
@@ -507,12 +503,10 @@ impl Machine {
 
     /// Brings the gauges up to date.
     pub(super) fn publish_stats(&self) {
-        set(&self.stats.viewers, self.viewers.len() as u64);
         set(&self.stats.waiting_messages, self.messages as u64);
         set(&self.stats.waiting_bytes, self.bytes as u64);
         set(&self.stats.filter_accounts, self.cache.len() as u64);
         set(&self.stats.filter_bytes, self.cache.held_bytes() as u64);
-        set(&self.stats.filters_evicted, self.cache.evicted());
     }
 
     fn malformed(&mut self, event: &Event, wrong: &str) {

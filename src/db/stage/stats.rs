@@ -5,10 +5,6 @@ use std::sync::atomic::AtomicU64;
 /// Written by the stage's thread only; anybody may read at any time.
 #[derive(Debug, Default)]
 pub struct StageStats {
-    /// Accounts that watch a filtered channel.
-    pub viewers: AtomicU64,
-    /// Statuses that came for an audience.
-    pub statuses: AtomicU64,
     /// Messages that wait, those behind a status included.
     pub waiting_messages: AtomicU64,
     /// Their bytes.
@@ -21,12 +17,8 @@ pub struct StageStats {
     pub query_failures: AtomicU64,
     /// Statuses that were answered with the question of an identical one.
     pub answers_reused: AtomicU64,
-    /// Microseconds from question to answer, all together.
-    pub answer_us: AtomicU64,
     /// Statuses withheld since PostgreSQL did not answer in time.
     pub timed_out: AtomicU64,
-    /// Statuses withheld since too much waited.
-    pub overflowed: AtomicU64,
     /// Statuses withheld since they are not what Rails sends.
     pub malformed: AtomicU64,
     /// Accounts with a place in the filter cache.
@@ -35,6 +27,4 @@ pub struct StageStats {
     pub filter_bytes: AtomicU64,
     /// `FILTER_CACHE_BYTES`
     pub filter_budget_bytes: AtomicU64,
-    /// Filter sets dropped for the budget.
-    pub filters_evicted: AtomicU64,
 }

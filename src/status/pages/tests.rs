@@ -92,7 +92,7 @@ async fn the_first_lines_are_those_of_stub_status() {
         "Redis: connected; 9 channels, connection 1, 0 lost, gaps: none",
         "Gate: CLOSED for 1.2 s; 12.0 MiB of 16.0 MiB held (75.0 %), opens again at 8.0 MiB",
         "  closed 2 times, 3.5 s in all",
-        "  Redis holds 1.0 MiB of 32.0 MiB for us (asked)",
+        "  Redis holds 1.0 MiB of 32.0 MiB for us",
         "PostgreSQL: connected; 5 connections, 4 of them idle, 0 requests waiting",
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");

@@ -6,7 +6,6 @@ use std::time::Duration;
 use tracing::warn;
 
 use super::{Machine, REUSE, State, find};
-use crate::core::counters::add;
 use crate::core::event::{Audience, Withheld};
 use crate::core::stream::Channel;
 
@@ -22,7 +21,6 @@ impl Machine {
                     self.bytes_max
                 );
             }
-            add(&self.stats.overflowed, 1);
             self.withhold(number, &channel, Withheld::AudienceOverflow);
         }
     }
