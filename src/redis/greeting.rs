@@ -8,12 +8,11 @@
 use std::collections::VecDeque;
 
 use bytes::BytesMut;
-use redis_protocol::resp2::decode::decode;
 use redis_protocol::resp2::types::OwnedFrame;
 
 use crate::config::HostPort;
 use crate::redis::Options;
-use crate::redis::command::encode;
+use crate::redis::command::{decode_answer, encode};
 use crate::redis::connect::ConnectError;
 
 /// Longest reply to a command of the dialogue. They are one line each.
@@ -93,7 +92,7 @@ impl Greeting {
     /// Takes every whole reply out of `input`; true when all are there.
     pub fn take(&mut self, options: &Options, input: &mut BytesMut) -> Result<bool, ConnectError> {
         while !self.expected.is_empty() {
-            let (frame, used) = match decode(input) {
+            let (frame, used) = match decode_answer(input) {
                 Ok(Some(found)) => found,
                 Ok(None) if input.len() <= REPLY_BYTES_MAX => return Ok(false),
                 _ => return Err(ConnectError::NotRedis(options.address.clone())),

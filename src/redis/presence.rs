@@ -16,7 +16,6 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use redis_protocol::resp2::decode::decode;
 use redis_protocol::resp2::types::OwnedFrame;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
@@ -30,7 +29,7 @@ use crate::core::stream::Channel;
 use crate::limits::{HEADROOM_INTERVAL, Limits};
 use crate::redis::Options;
 use crate::redis::backoff::Backoff;
-use crate::redis::command::{encode, encode_presence};
+use crate::redis::command::{decode_answer, encode, encode_presence};
 use crate::redis::connect::{CONNECT_TIMEOUT, ConnectError, Role, advice, connect_async, tell};
 use crate::redis::headroom::{Headroom, Held, OutputLimits, find_omem};
 use crate::redis::socket::AsyncSocket;
@@ -321,7 +320,7 @@ impl Connection {
         let read = async {
             let mut frames = Vec::with_capacity(answers);
             while frames.len() < answers {
-                match decode(input) {
+                match decode_answer(input) {
                     Ok(Some((frame, used))) => {
                         let _ = input.split_to(used);
                         frames.push(frame);

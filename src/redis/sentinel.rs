@@ -20,14 +20,13 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use bytes::BytesMut;
-use redis_protocol::resp2::decode::decode;
 use redis_protocol::resp2::types::OwnedFrame;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{sleep, timeout};
 
 use crate::config::{self, HostPort, Secret};
 use crate::redis::backoff::Backoff;
-use crate::redis::command::encode;
+use crate::redis::command::{decode_answer, encode};
 use crate::redis::connect::{CONNECT_TIMEOUT, ConnectError, Greeting, Role, connect_async, dialogue, tell};
 use crate::redis::{Address, Options};
 use crate::tls::Client;
@@ -261,7 +260,7 @@ async fn listen(
             }
         }
         loop {
-            match decode(&input) {
+            match decode_answer(&input) {
                 Ok(Some((frame, used))) => {
                     let _ = input.split_to(used);
                     // An error later on is an answer all the same: to PING.

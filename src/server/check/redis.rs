@@ -4,13 +4,12 @@ use std::io::{self, Read, Write};
 use std::time::Instant;
 
 use bytes::BytesMut;
-use redis_protocol::resp2::decode::decode;
 use redis_protocol::resp2::types::OwnedFrame;
 
 use super::{PATIENCE, Report};
 use crate::config::{Config, Mode};
 use crate::redis::Options;
-use crate::redis::command::encode;
+use crate::redis::command::{decode_answer, encode};
 use crate::redis::connect::{self, Role};
 use crate::redis::headroom::OutputLimits;
 use crate::redis::socket::BlockingSocket;
@@ -150,7 +149,7 @@ impl Talk {
         self.stream.write_all(&out)?;
         let mut space = [0; 4096];
         loop {
-            match decode(&self.input) {
+            match decode_answer(&self.input) {
                 Ok(Some((frame, used))) => {
                     let _ = self.input.split_to(used);
                     return Ok(frame);
