@@ -197,6 +197,36 @@ fn a_sentinel_that_lets_nobody_listen_is_told_once() {
     assert_eq!(server.output().matches(&told).count(), 1, "{}", server.output());
 }
 
+/// A sentinel that is cut off from the others goes on naming the master that it knew.
+#[test]
+fn sentinels_that_name_no_master_do_not_keep_us_from_asking_the_others() {
+    if !ours_alone() {
+        return;
+    }
+    let Some(redis) = Redis::start() else { return };
+    let Some(replica) = Redis::start_on(None, &["--replicaof", "127.0.0.1", &redis.port.to_string()]) else {
+        return;
+    };
+    // Too few to agree on anything.
+    let start = |named: u16| {
+        let port = free_port();
+        let settings = format!("port {port}\nsentinel monitor {MASTER} 127.0.0.1 {named} 9");
+        let sentinel = Sentinel::start(port, &settings, None)?;
+        wait_until("the sentinel answers", PATIENCE, || sentinel.ask(&["PING"]).is_some());
+        Some(sentinel)
+    };
+    let sentinels = [free_port(), replica.port, redis.port].map(start);
+    let list: Vec<String> =
+        sentinels.iter().flatten().map(|sentinel| format!("127.0.0.1:{}", sentinel.port)).collect();
+    let list = list.join(",");
+    let variables = [("REDIS_URL", ""), ("REDIS_SENTINELS", &*list), ("REDIS_SENTINEL_MASTER", MASTER)];
+    let Some(world) = World::with_redis(redis, &variables) else { return };
+    let viewer = world.viewer("read");
+    is_served_by(&world, &viewer, &world.redis);
+    let output = world.server.output();
+    assert!(output.contains("is named as the master, and is a replica"), "{output}");
+}
+
 #[test]
 fn what_the_sentinels_refuse_is_told() {
     if !ours_alone() {

@@ -112,7 +112,7 @@ pub fn connect(
     let options = options.at(&master);
     let (mut out, mut greeting) = Greeting::new(&options, role);
     greeting.ask_for_role(&mut out);
-    let stream = dialogue(&options, &out, &mut greeting, deadline)?;
+    let stream = dialogue(&options, &out, &mut greeting, deadline).inspect_err(|_| sentinels.doubt())?;
     sentinels.set_current(master);
     Ok(Connected { stream, client_id: greeting.client_id() })
 }

@@ -3,7 +3,8 @@
 //! Whoever connects asks the sentinels one after the other, beginning with the one that answered last; each
 //! has its share of the time, so that dead ones cost little. What they name is believed only if it says itself
 //! that it is the master (ROLE), as Redis's guide for clients has it: right after a failover some still name the
-//! old one.
+//! old one, and one that is cut off from the others does for as long as that lasts. Where what was named is no
+//! master or not there, the next attempt begins with the next sentinel.
 //!
 //! A change is noticed in two ways: the old master's connections end (it died, or was made a replica, which
 //! drops its clients), or a sentinel announces it (`+switch-master`), which also finds a master that was cut off
@@ -41,7 +42,7 @@ pub struct Sentinels {
     user: Option<String>,
     password: Option<Secret>,
     tls: Option<Client>,
-    /// Which of them answered last.
+    /// Which of them is asked first: the one that answered last. Counts on beyond their number.
     first: AtomicUsize,
     /// The master that was connected to last.
     current: ArcSwapOption<HostPort>,
@@ -109,6 +110,11 @@ impl Sentinels {
         self.current.store(Some(Arc::new(at)));
     }
 
+    /// What was named cannot be used as the master: another sentinel may know better than the one that named it.
+    pub(super) fn doubt(&self) {
+        self.first.fetch_add(1, Relaxed);
+    }
+
     /// Whether another master than the one that was connected to last was announced since this was asked last. Not to
     /// be asked while a connection is being made: it may be to the old one, or to the new one already.
     pub(super) fn has_moved(&self) -> bool {
@@ -132,7 +138,7 @@ impl Sentinels {
         let first = self.first.load(Relaxed);
         let mut failures = Vec::new();
         for tried in 0..count {
-            let number = (first + tried) % count;
+            let number = first.wrapping_add(tried) % count;
             let Some(at) = self.sentinels.get(number) else { continue };
             let left = deadline.saturating_duration_since(Instant::now());
             // One that swallows everything must not eat the time of the others.
