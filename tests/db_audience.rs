@@ -25,7 +25,7 @@ fn status(author: Id, mentions: &[Id], domain: Option<&str>) -> StatusFields {
         author,
         domain: domain.map(Box::from),
         local: domain.is_none(),
-        mentions: mentions.into(),
+        mentions: mentions.iter().map(|id| *id as i64).collect(),
         language: None,
         has_filtered: false,
         local_only: false,
@@ -120,7 +120,8 @@ impl Relations {
     }
 
     fn hides(&self, viewer: Id, status: &StatusFields) -> Option<Withheld> {
-        let targets = || status.mentions.iter().copied().chain([status.author]);
+        let mentions = status.mentions.iter().map(|id| id.unsigned_abs());
+        let targets = || mentions.clone().chain([status.author]);
         if targets().any(|id| self.blocks.contains(&(viewer, id)))
             || self.blocks.contains(&(status.author, viewer))
             || targets().any(|id| self.mutes.contains(&(viewer, id)))

@@ -44,6 +44,13 @@ impl Cast {
         status
     }
 
+    /// A status that mentions the account by which the instance itself speaks to others.
+    fn status_to_the_instance(&self) -> Value {
+        let mut status = self.status();
+        status["mentions"] = json!([{"id": "-99", "username": "social.example", "acct": "social.example"}]);
+        status
+    }
+
     fn block(&self, from: u64, to: u64) {
         self.viewer.sql(&format!("INSERT INTO blocks (account_id, target_account_id) VALUES ({from}, {to})"));
     }
@@ -161,6 +168,16 @@ fn blocks_and_mutes() {
                     mentions.insert(0, json!({"id": fresh_id().to_string(), "acct": "x@y.example"}));
                 }
                 status
+            },
+            false,
+        ),
+        ("the instance's own account is mentioned", &|c| c.status_to_the_instance(), true),
+        (
+            "the viewer blocks the instance's own account, which is mentioned",
+            &|c| {
+                let sql = "INSERT INTO blocks (account_id, target_account_id) VALUES";
+                c.viewer.sql(&format!("{sql} ({}, -99)", c.viewer.account));
+                c.status_to_the_instance()
             },
             false,
         ),

@@ -205,7 +205,7 @@ fn check_status(event: &Event, channel: &Channel, judged: Option<&(Value, Value)
     let Some(Ok(fields)) = event.status() else { return };
     let StatusFields { author, domain, local, mentions, language, has_filtered, local_only } = fields;
     let account = &payload["account"];
-    assert_eq!(id(&account["id"]), Some(*author));
+    assert_eq!(id(&account["id"]), i64::try_from(*author).ok());
     let (username, acct) = (account["username"].as_str().unwrap(), account["acct"].as_str().unwrap());
     assert_eq!(*local, username == acct);
     assert_eq!(domain.as_deref().unwrap_or_default(), acct.split('@').nth(1).unwrap_or_default());
@@ -219,10 +219,10 @@ fn check_status(event: &Event, channel: &Channel, judged: Option<&(Value, Value)
     }
 }
 
-fn id(value: &Value) -> Option<u64> {
+fn id(value: &Value) -> Option<i64> {
     match value {
         Value::String(digits) => digits.parse().ok(),
-        number => number.as_u64(),
+        number => number.as_i64(),
     }
 }
 

@@ -133,8 +133,8 @@ pub struct StatusFields {
     pub domain: Option<Box<str>>,
     /// `username == acct`
     pub local: bool,
-    /// Accounts that the status mentions.
-    pub mentions: Box<[Id]>,
+    /// Accounts that the status mentions; the instance's own, which anyone can mention, has the number -99.
+    pub mentions: Box<[i64]>,
     /// `language`, none if null or missing.
     pub language: Option<Box<str>>,
     /// Whether the payload has a `filtered` member: then it is sent unchanged.

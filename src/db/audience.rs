@@ -57,7 +57,7 @@ pub async fn hidden_from(
     let author = i64::try_from(status.author).unwrap_or_default();
     let mut targets = Vec::with_capacity(1 + status.mentions.len());
     targets.push(author);
-    targets.extend(status.mentions.iter().filter_map(|id| i64::try_from(*id).ok()));
+    targets.extend_from_slice(&status.mentions);
     targets.sort_unstable();
     targets.dedup();
     let domain = status.domain.as_deref().filter(|domain| !domain.contains('\0'));

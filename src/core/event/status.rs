@@ -46,7 +46,7 @@ impl Status {
     /// What it takes on the heap, itself included.
     pub(super) fn held_bytes(&self) -> usize {
         let of_fields = self.fields.as_ref().map_or(0, |fields| {
-            fields.mentions.len() * std::mem::size_of::<Id>()
+            std::mem::size_of_val(&*fields.mentions)
                 + fields.domain.as_ref().map_or(0, |domain| domain.len())
                 + fields.language.as_ref().map_or(0, |language| language.len())
         });
@@ -72,15 +72,15 @@ impl Author {
         if !is_object {
             return Err("its account is not an object");
         }
-        let id = id.and_then(read_id).ok_or("its account's id is not a number")?;
+        let id = id.and_then(read_id).filter(|id| *id > 0).ok_or("its account's id is not a number")?;
         let username = username.ok_or("its account's username is not text")?;
         let acct = acct.ok_or("its account's acct is not text")?;
         let domain = acct.split('@').nth(1).filter(|domain| !domain.is_empty()).map(Box::from);
-        Ok(Author { id, domain, local: username == acct })
+        Ok(Author { id: id.unsigned_abs(), domain, local: username == acct })
     }
 }
 
-fn read_mentions(mentions: &str) -> Result<Box<[Id]>, &'static str> {
+fn read_mentions(mentions: &str) -> Result<Box<[i64]>, &'static str> {
     let mut ids = Vec::new();
     let is_array = json::elements(mentions, |mention| {
         let mut id = None;
@@ -94,19 +94,16 @@ fn read_mentions(mentions: &str) -> Result<Box<[Id]>, &'static str> {
     if !is_array {
         return Err("its mentions are not an array");
     }
-    let ids: Option<Box<[Id]>> = ids.into_iter().collect();
+    let ids: Option<Box<[i64]>> = ids.into_iter().collect();
     ids.ok_or("one of its mentions has no id that is a number")
 }
 
-/// An id as Rails prints it, a string of digits, or as a number; a positive `bigint` for PostgreSQL.
-fn read_id(token: &str) -> Option<Id> {
+/// An id as Rails prints it, a string of digits, or as a number; a `bigint` for PostgreSQL.
+fn read_id(token: &str) -> Option<i64> {
     let digits = match json::kind(token) {
         Kind::Text => json::text(token)?,
         Kind::Number => token.into(),
         _ => return None,
     };
-    if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    digits.parse().ok().filter(|id| (1..=i64::MAX as Id).contains(id))
+    if digits.starts_with('+') { None } else { digits.parse().ok() }
 }

@@ -238,7 +238,7 @@ fn status_with(change: impl FnOnce(&mut Value)) -> String {
         "id": "5",
         "language": "de",
         "account": {"id": "12", "username": "ada", "acct": "ada@example.org"},
-        "mentions": [{"id": "13", "acct": "bob"}, {"id": 14}],
+        "mentions": [{"id": "13", "acct": "bob"}, {"id": 14}, {"id": "-99", "acct": "social.example"}],
         "content": "<p>\"hi\"</p>",
     });
     change(&mut status);
@@ -255,7 +255,7 @@ fn a_status_on_a_filtered_channel_is_read() {
         author: 12,
         domain: Some("example.org".into()),
         local: false,
-        mentions: Box::new([13, 14]),
+        mentions: Box::new([13, 14, -99]),
         language: Some("de".into()),
         has_filtered: false,
         local_only: false,
