@@ -13,6 +13,18 @@ pub const RING_BYTES: usize = 8 * 1024;
 /// 5,000 spellings of a tag would be an amplification attack on the budget.
 pub const FRAME_VARIANTS_MAX: usize = 64;
 
+/// Custom filters of one account that are looked at, in bytes: keywords with their filters' titles, and 64 for
+/// each. Ten thousand ordinary keywords take half of it.
+pub const FILTERS_BYTES_MAX: usize = 2 << 20;
+
+/// What one account's custom filters may cost one status, in bytes searched. A thousand keywords that all seem
+/// to occur cost a status of 32 KiB so much; it takes some ten milliseconds.
+pub const FILTER_WORK_MAX: usize = 32 << 20;
+
+/// Once the results of one account's custom filters for one status take so many bytes, no further filter is
+/// looked at. They are held and sent with the status: a hundred filters that match take half of it.
+pub const FILTER_RESULT_BYTES: usize = 64 * 1024;
+
 /// How long a connection whose close is written waits for its peer's end.
 pub const LINGER: Duration = Duration::from_secs(2);
 

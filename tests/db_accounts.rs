@@ -15,10 +15,9 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 const ROWS: &str = "
-INSERT INTO user_roles (id, permissions) VALUES (3, 1048577);
 INSERT INTO accounts (id, username, suspended_at) VALUES (1, 'a', NULL), (2, 'b', NULL), (3, 'c', now()), (4, 'd', NULL);
-INSERT INTO users (id, email, account_id, role_id, disabled, chosen_languages) VALUES
-  (11, 'a', 1, 3, false, '{de,en}'), (12, 'b', 2, NULL, true, NULL), (13, 'c', 3, NULL, false, NULL), (14, 'd', 4, NULL, false, NULL);
+INSERT INTO users (id, email, account_id, disabled) VALUES
+  (11, 'a', 1, false), (12, 'b', 2, true), (13, 'c', 3, false), (14, 'd', 4, false);
 INSERT INTO oauth_access_tokens (id, token, resource_owner_id, scopes, expires_in, revoked_at, created_at) VALUES
   (21, 'good', 11, 'read write', NULL, NULL, '2020-01-01'),
   (22, 'disabled', 12, 'read', NULL, NULL, '2020-01-01'),
@@ -41,8 +40,7 @@ fn tokens_and_lists() {
         let accounts = Accounts::new(pool.clone());
         let good = accounts.look_up("good").await.unwrap().unwrap();
         assert_eq!((good.id, good.account, good.scopes), (21, 1, Scopes::READ));
-        assert_eq!(good.chosen_languages, Some(vec!["de".to_owned(), "en".to_owned()]));
-        assert_eq!((good.permissions, good.expires_at), (1_048_577, None));
+        assert_eq!(good.expires_at, None);
         let bad = [
             "disabled",
             "suspended",
@@ -61,7 +59,6 @@ fn tokens_and_lists() {
         }
         let expiring = accounts.look_up("expiring").await.unwrap().unwrap();
         assert_eq!(expiring.expires_at, Some(1_577_836_800 + 2_000_000_000));
-        assert_eq!((expiring.permissions, expiring.chosen_languages), (0, None));
         assert_eq!(accounts.look_up("scopeless").await.unwrap().unwrap().scopes, Scopes::default());
         assert!(accounts.owns_list(1, 31).await.unwrap());
         for (account, list) in [(1, 32), (2, 31), (1, 99), (1, u64::MAX), (u64::MAX, 31)] {

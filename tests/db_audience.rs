@@ -238,7 +238,7 @@ fn filters_of_many_accounts_come_in_batches() {
         assert!(held / filters.len() < 16 << 10, "{held} bytes");
         let apply = |account: Id, text: &str| {
             let mut out = Vec::new();
-            filters[&account].apply(&SearchText::new(text.to_owned()), 0, &mut out);
+            filters[&account].apply(&SearchText::new(text.to_owned()), 0, &mut out).unwrap();
             String::from_utf8(out).unwrap()
         };
         let found = apply(1000, "word10005, then word10003");

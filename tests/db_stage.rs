@@ -209,6 +209,46 @@ fn relations_filters_and_copies() {
 }
 
 #[test]
+fn absurd_rows_of_some_accounts_are_nobody_elses_matter() {
+    let Some(server) = Postgres::start() else { return };
+    let name = server.fresh();
+    server.psql(&name, ACCOUNTS);
+    server.psql(
+        &name,
+        "INSERT INTO custom_filters (id, account_id, phrase, context) VALUES
+           (71, 1, repeat('t', 100000), '{{home},{public}}'), (72, 2, 't', array_fill('public'::text, '{100000}')),
+           (73, 3, 'slow', '{public}'), (74, 4, 'many', '{public}');
+         INSERT INTO custom_filter_keywords (custom_filter_id, keyword) VALUES (71, 'cat'), (72, 'cat');
+         INSERT INTO custom_filter_keywords (custom_filter_id, keyword)
+           SELECT 73, repeat('xy-', 160) || 'x' FROM generate_series(1, 1000);
+         INSERT INTO custom_filter_keywords (custom_filter_id, keyword)
+           SELECT 74, CASE n WHEN 1 THEN 'cat' ELSE n || repeat('k', 500) END FROM generate_series(1, 50000) n;
+         UPDATE users SET chosen_languages = '{{de,NULL},{en,fr}}' WHERE account_id = 5;
+         UPDATE users SET chosen_languages = array_fill('en'::text, '{100000}') WHERE account_id = 6;",
+    );
+    let mut world = World::new(&server, &name, &Limits::default());
+    world.join(&PUBLIC, 1..=7);
+    world.publish(&PUBLIC, &update(&local(50), r#","language":"en","content":"a cat""#));
+    let event = world.next(1).remove(0);
+    let audience = event.audience().get().unwrap();
+    let gets = Verdict::Deliver(0);
+    assert_eq!(
+        (1..=7).map(|id| audience.verdict(id)).collect::<Vec<_>>(),
+        [Verdict::Deliver(1), Verdict::Deliver(2), gets, Verdict::Deliver(3), gets, gets, gets]
+    );
+    assert!(audience.outcomes.iter().all(|outcome| outcome.len() < 1000), "{:?}", audience.outcomes);
+    let held = &world.handle.stats.filter_bytes;
+    wait_until("filters are counted", PATIENCE, || held.load(Relaxed) > 0);
+    assert!(held.load(Relaxed) < 4 << 20, "{held:?}");
+    let slow = format!(r#","language":"en","content":"{}""#, "xy-".repeat(30_000));
+    assert_eq!(
+        world.verdicts(&PUBLIC, &update(&local(50), &slow), [3, 7]),
+        [withheld(Withheld::AudienceOverflow), gets]
+    );
+    world.handle.stop();
+}
+
+#[test]
 fn languages_permissions_and_feed_access_change_on_open_streams() {
     let Some(server) = Postgres::start() else { return };
     let name = server.fresh();

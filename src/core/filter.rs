@@ -12,9 +12,9 @@
 //! hardly any keyword that does not occur passes; only those that pass are searched for. A compiled keyword costs its
 //! folded text and 20 bytes.
 //!
-//! Bounds: keywords are at most 512 characters (Rails); a search is linear in the text, but for keywords that
-//! repeat within themselves, where it is text times keyword. Pure. Tested here, and against Ruby itself in
-//! `tests/ruby_filters.rs`.
+//! Bounds: a search is linear in the text, but for keywords that repeat within themselves, where it is text times
+//! keyword; an account's searches in one text end at [`FILTER_WORK_MAX`], its results at [`FILTER_RESULT_BYTES`].
+//! Pure. Tested here, and against Ruby itself in `tests/ruby_filters.rs`.
 
 mod cache;
 mod text;
@@ -25,6 +25,7 @@ use std::ops::Range;
 
 use memchr::memmem;
 
+use crate::limits::{FILTER_RESULT_BYTES, FILTER_WORK_MAX};
 pub use cache::{FilterCache, Slot};
 pub use text::SearchText;
 use text::{fold_into, is_word, run_hashes};
@@ -51,6 +52,13 @@ pub struct Filters {
     /// The folded keywords, and what stands before each filter's match in the result.
     text: Box<str>,
 }
+
+/// An account's filters cost more for one text than they may.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TooMuchWork;
+
+/// What beginning a search costs, in bytes searched.
+const SEARCH_WORK: usize = 64;
 
 #[derive(Debug)]
 struct Filter {
@@ -109,57 +117,78 @@ impl Filters {
 
     /// Appends the JSON array of results for `text` at `now` (milliseconds since 1970) to `out`; appends
     /// nothing and answers false when no filter matches.
-    pub fn apply(&self, text: &SearchText, now: i64, out: &mut Vec<u8>) -> bool {
-        let mut found = false;
+    ///
+    /// # Errors
+    /// When it would cost more than [`FILTER_WORK_MAX`]. What was appended is of no use then.
+    pub fn apply(&self, text: &SearchText, now: i64, out: &mut Vec<u8>) -> Result<bool, TooMuchWork> {
+        let start = out.len();
+        let mut work_left = FILTER_WORK_MAX;
         for filter in &self.filters {
             if filter.expires_at < now {
                 continue;
             }
-            let Some(matched) = self.first_match(filter, text) else { continue };
-            out.push(if found { b',' } else { b'[' });
-            found = true;
+            let Some(matched) = self.first_match(filter, text, &mut work_left)? else { continue };
+            out.push(if out.len() > start { b',' } else { b'[' });
             out.extend_from_slice(self.slice(&filter.head).as_bytes());
             push_json(out, matched);
             out.extend_from_slice(b"],\"status_matches\":null}");
+            if out.len() - start >= FILTER_RESULT_BYTES {
+                break;
+            }
         }
+        let found = out.len() > start;
         if found {
             out.push(b']');
         }
-        found
+        Ok(found)
     }
 
-    fn first_match<'t>(&self, filter: &Filter, text: &'t SearchText) -> Option<&'t str> {
-        let keywords = self.keywords.get(filter.keywords.start as usize..filter.keywords.end as usize)?;
+    fn first_match<'t>(
+        &self,
+        filter: &Filter,
+        text: &'t SearchText,
+        work_left: &mut usize,
+    ) -> Result<Option<&'t str>, TooMuchWork> {
+        let keywords = self.keywords.get(filter.keywords.start as usize..filter.keywords.end as usize);
         let mut first: Option<Range<usize>> = None;
-        for keyword in keywords {
+        for keyword in keywords.unwrap_or_default() {
             if !text.may_contain(keyword.runs) {
                 continue;
             }
-            if let Some(place) = self.find(keyword, text)
+            if let Some(place) = self.find(keyword, text, work_left)?
                 && first.as_ref().is_none_or(|first| place.start < first.start)
             {
                 first = Some(place);
             }
         }
-        text.original().get(first?)
+        Ok(first.and_then(|place| text.original().get(place)))
     }
 
     /// The first place in the original text where the keyword stands.
-    fn find(&self, keyword: &Keyword, text: &SearchText) -> Option<Range<usize>> {
+    fn find(
+        &self,
+        keyword: &Keyword,
+        text: &SearchText,
+        work_left: &mut usize,
+    ) -> Result<Option<Range<usize>>, TooMuchWork> {
         let needle = self.slice(&keyword.text).as_bytes();
         let finder = memmem::Finder::new(needle);
         let mut from = 0;
-        while let Some(found) = finder.find(text.folded().get(from..)?) {
+        loop {
+            let rest = text.folded().get(from..).unwrap_or_default();
+            let found = finder.find(rest);
+            let work = found.unwrap_or(rest.len()) + needle.len() + SEARCH_WORK;
+            *work_left = work_left.checked_sub(work).ok_or(TooMuchWork)?;
+            let Some(found) = found else { return Ok(None) };
             let start = from + found;
             if let Some(place) = text.original_range(start..start + needle.len())
                 && (!keyword.bounds[0] || text.is_boundary(place.start))
                 && (!keyword.bounds[1] || text.is_boundary(place.end))
             {
-                return Some(place);
+                return Ok(Some(place));
             }
             from = start + 1;
         }
-        None
     }
 
     fn slice(&self, range: &Range<u32>) -> &str {

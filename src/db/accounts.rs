@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use tokio_postgres::types::Type;
 
 use super::pool::{DbError, Pool};
-use super::rows::{Columns, Texts};
+use super::rows::Columns;
 use crate::core::stream::{Id, Scopes};
 
 /// Statements of one kind on their way at once.
@@ -38,10 +38,6 @@ pub struct Token {
     pub scopes: Scopes,
     /// When it expires, in seconds since 1970; none for ever.
     pub expires_at: Option<u64>,
-    /// The languages that the user wants to see on public streams; none for all.
-    pub chosen_languages: Option<Vec<String>>,
-    /// The bits of the user's role; 0 without one.
-    pub permissions: i64,
 }
 
 /// The door's look-ups. Clones share the batches. To be used on the pool's runtime.
@@ -86,13 +82,12 @@ impl Accounts {
 }
 
 const TOKENS: &str = "\
-SELECT t.token, t.id, u.account_id, t.scopes, u.chosen_languages, COALESCE(r.permissions, 0), \
+SELECT t.token, t.id, u.account_id, t.scopes, \
  CASE WHEN t.expires_in IS NOT NULL \
  THEN CEIL(EXTRACT(EPOCH FROM t.created_at + t.expires_in * interval '1 second'))::bigint END \
 FROM oauth_access_tokens t \
 JOIN users u ON u.id = t.resource_owner_id \
 JOIN accounts a ON a.id = u.account_id \
-LEFT JOIN user_roles r ON r.id = u.role_id \
 WHERE t.token = ANY($1) AND t.revoked_at IS NULL AND NOT u.disabled AND a.suspended_at IS NULL \
  AND (t.expires_in IS NULL \
  OR t.created_at + t.expires_in * interval '1 second' > now() AT TIME ZONE 'UTC')";
@@ -110,15 +105,12 @@ async fn ask_tokens(pool: Pool, tokens: Arc<Vec<String>>) -> Answers<String, Opt
 #[doc(hidden)]
 pub fn read_token(row: &impl Columns) -> Result<(String, Token), DbError> {
     let scopes: Option<&str> = row.column(3)?;
-    let expires_at: Option<i64> = row.column(6)?;
+    let expires_at: Option<i64> = row.column(4)?;
     let token = Token {
         id: row.column::<i64>(1)?.unsigned_abs(),
         account: row.column::<i64>(2)?.unsigned_abs(),
         scopes: Scopes::parse(scopes.unwrap_or_default()),
         expires_at: expires_at.map(|seconds| seconds.max(0).unsigned_abs()),
-        // An entry that is null matches no language.
-        chosen_languages: row.column::<Option<Texts>>(4)?.map(|languages| languages.0),
-        permissions: row.column(5)?,
     };
     Ok((row.column(0)?, token))
 }

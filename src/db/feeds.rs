@@ -63,8 +63,12 @@ impl Settings {
     }
 }
 
+// Languages that are no language's name, or more of them than there are, take no memory; nor does it matter in how
+// many dimensions they stand, of which the table's type says nothing.
 const SETTINGS: &str = "\
-SELECT u.account_id, u.chosen_languages, COALESCE(r.permissions, 0) \
+SELECT u.account_id, CASE WHEN u.chosen_languages IS NOT NULL THEN \
+  ARRAY(SELECT one FROM unnest(u.chosen_languages) AS one WHERE length(one) <= 32 LIMIT 1000) END, \
+ COALESCE(r.permissions, 0) \
 FROM users u LEFT JOIN user_roles r ON r.id = u.role_id \
 WHERE u.account_id = ANY (ARRAY (SELECT unnest((SELECT $1))))";
 

@@ -17,7 +17,7 @@ fn row(id: i64, keyword: &str, whole_word: bool) -> FilterRow {
 
 fn apply(rows: &[FilterRow], text: &str) -> String {
     let mut out = Vec::new();
-    let found = Filters::compile(rows).apply(&SearchText::new(text.into()), 1000, &mut out);
+    let found = Filters::compile(rows).apply(&SearchText::new(text.into()), 1000, &mut out).unwrap();
     assert_eq!(found, !out.is_empty());
     String::from_utf8(out).unwrap()
 }
@@ -52,6 +52,31 @@ fn the_shape_is_nodes() {
         r#""keyword_matches":["DOG"],"status_matches":null}]"#
     );
     assert_eq!(apply(&rows, "A Cat and a DOG\n"), expected);
+}
+
+#[test]
+fn what_filters_cost_is_bounded() {
+    // It stands nearly everywhere, and nowhere at the end of a word.
+    let keyword = format!("{}x", "xy-".repeat(160));
+    let mut out = Vec::new();
+    let text = SearchText::new("xy-".repeat(30_000));
+    let slow = Filters::compile(&vec![row(1, &keyword, true); 10]);
+    assert_eq!(slow.apply(&text, 0, &mut out), Err(TooMuchWork));
+    // Its runs occur, itself it does not.
+    let text = SearchText::new(format!("{} keyhole, sword", "word ".repeat(100_000)));
+    let absent = Filters::compile(&vec![row(1, "keyh no sword", false); 100]);
+    assert_eq!(absent.apply(&text, 0, &mut out), Err(TooMuchWork));
+    let ordinary: Vec<FilterRow> = (0..5000).map(|n| row(n, &format!("word{n}"), true)).collect();
+    assert_eq!(Filters::compile(&ordinary).apply(&text, 0, &mut out), Ok(false));
+}
+
+#[test]
+fn what_filters_say_is_bounded() {
+    let rows: Vec<FilterRow> = (0..10_000).map(|n| row(n, "e", false)).collect();
+    let out = apply(&rows, "hello");
+    assert!((FILTER_RESULT_BYTES..FILTER_RESULT_BYTES + 1000).contains(&out.len()), "{} bytes", out.len());
+    let results: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(results[99]["filter"]["id"], "99");
 }
 
 #[test]

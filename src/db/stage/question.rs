@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::viewers::{Snapshot, Viewer};
 use crate::core::event::{Asked, Audience, Event, StatusFields, Verdict, Withheld};
-use crate::core::filter::{FilterCache, Filters, SearchText};
+use crate::core::filter::{FilterCache, Filters, SearchText, TooMuchWork};
 use crate::core::stream::{Channel, Id};
 use crate::db::feeds::FeedAccess;
 
@@ -137,12 +137,17 @@ impl Question {
             }
             let (Some(text), Some((_, filters))) = (text, filters.at(id)) else { continue };
             rendered.clear();
-            if filters.apply(text, unix_ms, &mut rendered) {
-                if outcomes.is_empty() {
-                    outcomes.push(Bytes::from_static(b"[]"));
+            match filters.apply(text, unix_ms, &mut rendered) {
+                Ok(false) => {}
+                Ok(true) => {
+                    if outcomes.is_empty() {
+                        outcomes.push(Bytes::from_static(b"[]"));
+                    }
+                    verdicts.push((id, verdict_of(outcomes.len())));
+                    outcomes.push(Bytes::copy_from_slice(&rendered));
                 }
-                verdicts.push((id, verdict_of(outcomes.len())));
-                outcomes.push(Bytes::copy_from_slice(&rendered));
+                // What its owner may want hidden is not shown, and nobody else waits for it.
+                Err(TooMuchWork) => verdicts.push((id, Verdict::Withheld(Withheld::AudienceOverflow))),
             }
         }
         Audience { asked: Arc::clone(asked), verdicts, outcomes, ..Audience::default() }
