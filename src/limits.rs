@@ -70,6 +70,10 @@ pub const LINGER_BYTES_MAX: usize = 256 * 1024;
 /// in the last moment still finds it so.
 pub const KEEP_ALIVE_GRACE: Duration = Duration::from_secs(1);
 
+/// Pieces of answers (pongs, errors) that may wait for a client whose socket is full: who goes on asking and does
+/// not read is closed. Some 50 KiB.
+pub const ANSWERS_WAITING_MAX: usize = 256;
+
 /// Bounds and intervals that can be set.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use support::http::{Connection, request};
 use support::machine::{PATIENCE, wait_for};
-use support::ws::RawWs;
+use support::ws::{RawWs, upgrade};
 use support::{Sse, World, Ws, ours_alone, wait_until};
 
 const USER: &str = "/api/v1/streaming/user";
@@ -450,6 +450,59 @@ fn a_connection_has_one_question_under_way() {
     holder.run("COMMIT");
     drop((raw, ws));
     world.until_empty();
+}
+
+#[test]
+fn requests_that_wait_keep_little_of_their_messages() {
+    if !ours_alone() {
+        return;
+    }
+    let Some(world) = World::with_own_database(&[]) else { return };
+    let viewer = world.viewer("read");
+    let mut crowd: Vec<_> = (0..4).map(|_| RawWs::open(&world.server, "/", &viewer.token)).collect();
+    let holder = support::postgres::shared().unwrap().open(&world.db.name);
+    holder.run("BEGIN; LOCK TABLE lists IN ACCESS EXCLUSIVE MODE");
+    let before = world.server.rss_kib();
+    let padding = "x".repeat(64_000);
+    let foreign = json!({"type": "subscribe", "stream": "list", "list": "1", "tag": padding}).to_string();
+    let long = json!({"type": "subscribe", "stream": "hashtag", "tag": padding}).to_string();
+    for raw in &mut crowd {
+        // Nearly as many as may wait, each as long as a message may be.
+        for text in std::iter::repeat_n([&foreign, &long], 60).flatten() {
+            raw.send_text(text);
+        }
+        raw.send(0x89, b"all of them were read");
+        assert_eq!(raw.next().payload, b"all of them were read");
+    }
+    let used = world.server.rss_kib() - before;
+    assert!(used < 8192, "{used} KiB for 480 messages of 64 KiB");
+    holder.run("COMMIT");
+    for raw in &mut crowd {
+        for _ in 0..60 {
+            assert_eq!(raw.next_text(), r#"{"error":"Not authorized to stream this list","status":401}"#);
+            assert_eq!(raw.next_text(), r#"{"error":"Invalid tag name parameter","status":400}"#);
+        }
+    }
+}
+
+#[test]
+fn who_reads_no_answers_is_asked_to_leave() {
+    let Some(world) = world(&[]) else { return };
+    let viewer = world.viewer("read");
+    let mut connection = Connection::narrow(world.server.address());
+    connection.send(upgrade("/", &[("Authorization", &viewer.bearer())]).as_bytes());
+    assert_eq!(connection.head().status, 101);
+    let ping = RawWs::encode(0x89, &[0; 125]);
+    let error = RawWs::encode(0x81, br#"{"type":"subscribe","stream":"nonsense"}"#);
+    // At the rate that is allowed after the burst.
+    let mut said = ping.repeat(800);
+    wait_until("it is closed", PATIENCE * 4, || {
+        let taken = connection.try_send(&said).is_ok();
+        said = [&ping[..], &error].concat();
+        std::thread::sleep(Duration::from_millis(50));
+        !taken
+    });
+    world.until_closed("too_slow", 1);
 }
 
 #[test]

@@ -219,7 +219,10 @@ impl<S: Socket> Relay<S> {
             if client.owed == 0 {
                 client.place = place;
                 client.sub_at = 0;
-                client.progress_ms = millis(now);
+                // Who reads nothing gains no time by giving up what it is owed and asking for it again.
+                if !client.flags.has(Flags::BLOCKED) {
+                    client.progress_ms = millis(now);
+                }
             }
             client.owed += 1;
             if !client.flags.has(Flags::BLOCKED) && client.flags.set(Flags::DIRTY) {

@@ -2,7 +2,7 @@
 //!
 //! Subscribe and unsubscribe messages of one client take effect in the order they were sent: while one is
 //! at the door (a list's owner is looked up, Redis confirms a channel), later ones wait. How many may wait is
-//! bounded by the rate limit's burst.
+//! bounded by the rate limit's burst, and each keeps only what its answer depends on.
 
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -17,6 +17,7 @@ use crate::core::counters::{CloseReason, add};
 use crate::core::handover::{ClientId, NewSubscription, SessionRequest, Want};
 use crate::core::session::{ClientMessage, RequestError, StreamRequest};
 use crate::core::stream::{Channel, Param, StreamKind};
+use crate::limits::ANSWERS_WAITING_MAX;
 use crate::proto::ws::Incoming;
 
 /// A decoded message, owned, so that the decoder's borrow ends before anything is decided.
@@ -55,6 +56,9 @@ impl<S: Socket> Relay<S> {
         if !self.talkers.pay(index, frames, &self.limits, now) && verdict.is_ok() {
             return self.close(index, CloseReason::RateLimited, now);
         }
+        if self.reads_no_answers(index) && verdict.is_ok() {
+            return self.close(index, CloseReason::TooSlow, now);
+        }
         for message in heard {
             self.hear(index, message, now);
         }
@@ -69,6 +73,14 @@ impl<S: Socket> Relay<S> {
         for hoarder in self.talkers.heaviest(share, now) {
             self.close(hoarder, CloseReason::Unfinished, now);
         }
+    }
+
+    /// Whether so much was said to the client already that it does not take that no more is to be asked.
+    fn reads_no_answers(&self, index: u32) -> bool {
+        self.clients.get(index as usize).is_some_and(|client| {
+            let waiting = client.extra.as_ref().map_or(0, |extra| extra.out.len());
+            client.flags.has(Flags::BLOCKED) && waiting > ANSWERS_WAITING_MAX
+        })
     }
 
     /// Bytes that mean nothing: an SSE client's after its request, a closing one's. They cost a read as well.
@@ -154,7 +166,7 @@ impl<S: Socket> Relay<S> {
             if extra.waiting.len() >= self.limits.subscribe_burst as usize {
                 return self.close(index, CloseReason::RateLimited, now);
             }
-            extra.waiting.push_back((subscribe, request));
+            extra.waiting.push_back((subscribe, request.shortened(self.limits.param_bytes_max)));
             return;
         }
         self.request(index, subscribe, request);

@@ -14,7 +14,7 @@ use crate::core::event::{Event, Parsed, Position, Transport};
 use crate::core::gate::Gate;
 use crate::core::handover::{Delivery, NewClient, NewSubscription, Viewer};
 use crate::core::stream::{Channel, Param, Scopes, Stream, StreamKind};
-use crate::limits::Limits;
+use crate::limits::{ANSWERS_WAITING_MAX, Limits};
 
 /// What all sockets were given, in order: whose it is, and the bytes.
 type Wire = Rc<RefCell<Vec<(u64, Vec<u8>)>>>;
@@ -48,24 +48,50 @@ impl Socket for Tape {
     fn reset(&mut self) {}
 }
 
+/// Takes nothing; what its client says is put in from outside.
+#[derive(Debug, Default)]
+struct Deaf(Rc<RefCell<Vec<u8>>>);
+
+impl Socket for Deaf {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let said = self.0.take();
+        if said.is_empty() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        into[..said.len()].copy_from_slice(&said);
+        Ok(said.len())
+    }
+
+    fn write(&mut self, _: &[IoSlice<'_>]) -> io::Result<usize> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    fn finish(&mut self) {}
+
+    fn reset(&mut self) {}
+}
+
 /// A client of its own home timeline.
 fn newcomer(account: u64, wire: &Wire) -> Delivery<Tape> {
-    let scopes = Scopes::READ;
+    client(Tape(account, Rc::clone(wire)), Transport::SseChunked, account)
+}
+
+fn home(account: u64) -> NewSubscription {
     let stream =
         Stream { kind: StreamKind::User, allow_local_only: false, param: Param::None, spelling: None };
+    NewSubscription { channels: stream.channels(account, true), stream, account }
+}
+
+fn client<S>(socket: S, transport: Transport, account: u64) -> Delivery<S> {
     Delivery::Client(
         Box::new(NewClient {
-            socket: Tape(account, Rc::clone(wire)),
-            transport: Transport::SseChunked,
-            viewer: Viewer { account, token: account, scopes },
+            socket,
+            transport,
+            viewer: Viewer { account, token: account, scopes: Scopes::READ },
             expires_at: None,
             head: Bytes::from_static(HEAD),
             read_ahead: Bytes::new(),
-            subscription: Some(NewSubscription {
-                channels: stream.channels(account, scopes.notifications()),
-                stream,
-                account,
-            }),
+            subscription: Some(home(account)),
             address: None,
             request: None,
         }),
@@ -73,7 +99,7 @@ fn newcomer(account: u64, wire: &Wire) -> Delivery<Tape> {
     )
 }
 
-fn message(account: u64, seq: u64, gate: &Arc<Gate>) -> Delivery<Tape> {
+fn message<S>(account: u64, seq: u64, gate: &Arc<Gate>) -> Delivery<S> {
     let at = Position { epoch: 1, seq, read_at: Duration::ZERO };
     let bytes = Bytes::from_static(br#"{"event":"delete","payload":"1"}"#);
     match Event::parse(Channel::Account(account), at, bytes, gate) {
@@ -177,4 +203,58 @@ fn a_moment_later_in_the_turn_is_not_long_ago() {
     assert_eq!(since_ms(5_001, now), 0, "noted by a write, after the turn's time was taken");
     let much_later = Duration::from_millis(u64::from(u32::MAX) + 10);
     assert_eq!(since_ms(millis(much_later - Duration::from_millis(30)), much_later), 30, "the clock wraps");
+}
+
+/// A frame as clients send it, its mask all zeroes.
+fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    [&[first, 0x80 | payload.len() as u8, 0, 0, 0, 0], payload].concat()
+}
+
+/// A WebSocket client that reads nothing says `words` every 100 ms, `meanwhile` happens: why its connection ended, and
+/// when; and the most answers that waited for it.
+fn deaf_until_closed(
+    words: &[u8],
+    mut meanwhile: impl FnMut(&mut Relay<Deaf>, u64, Duration),
+) -> (CloseReason, Duration, usize) {
+    let mut relay = Relay::new(0, Limits::default(), Duration::ZERO, Arc::default());
+    let (said, mut buffer, mut most) = (Rc::default(), [0; 4096], 0);
+    relay.deliver(client(Deaf(Rc::clone(&said)), Transport::WebSocket, 1), Duration::ZERO);
+    relay.flush(&mut || Duration::ZERO);
+    for round in 1.. {
+        let now = Duration::from_millis(100 * round);
+        said.borrow_mut().extend_from_slice(words);
+        relay.readable(0, false, &mut buffer, now);
+        meanwhile(&mut relay, round, now);
+        relay.tick(now);
+        relay.flush(&mut || now);
+        let closed = |reason: &CloseReason| relay.counters.closes[*reason as usize].load(Relaxed) > 0;
+        if let Some(reason) = CloseReason::ALL.into_iter().find(closed) {
+            return (reason, now, most);
+        }
+        most = most.max(relay.clients[0].extra.as_ref().map_or(0, |extra| extra.out.len()));
+        assert!(now < Duration::from_secs(600), "{most} answers wait");
+    }
+    unreachable!()
+}
+
+#[test]
+fn answers_to_a_client_that_reads_none_do_not_pile_up() {
+    let words = [frame(0x89, b"ping"), frame(0x81, br#"{"type":"subscribe","stream":"x"}"#)].concat();
+    let (reason, _, most) = deaf_until_closed(&words, |_, _, _| {});
+    assert_eq!(reason, CloseReason::TooSlow);
+    assert!(most <= ANSWERS_WAITING_MAX + 2, "{most}");
+}
+
+#[test]
+fn who_reads_nothing_gains_no_time_by_leaving_its_streams() {
+    let gate = Gate::new(1 << 20, 1 << 19, || {});
+    // Pongs that nobody asked for count as signs of life.
+    let words = [frame(0x8a, b""), frame(0x81, br#"{"type":"unsubscribe","stream":"user"}"#)].concat();
+    let (reason, at, _) = deaf_until_closed(&words, |relay, round, now| {
+        let id = relay.clients[0].id(0, 0);
+        relay.deliver(Delivery::Subscription(id, home(1), round), now);
+        relay.deliver(message(1, round + 1, &gate), now);
+    });
+    assert_eq!(reason, CloseReason::WriteStalled);
+    assert!(at <= Limits::default().write_stall + Limits::default().ws_ping, "{at:?}");
 }

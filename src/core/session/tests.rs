@@ -143,6 +143,33 @@ fn parameters_are_missing_or_wrong() {
 }
 
 #[test]
+fn a_tag_is_measured_as_written_and_normalised() {
+    let tag = |tag: &str| {
+        subscribe(&serde_json::json!({"type": "subscribe", "stream": "hashtag", "tag": tag}).to_string())
+    };
+    // U+FDFA has 3 bytes and becomes 33, without the blanks between its words.
+    assert!(echo(&tag(&"\u{fdfa}".repeat(MAX / 33))).is_ok());
+    assert_eq!(echo(&tag(&"\u{fdfa}".repeat(MAX / 3))), Err(RequestError::BadTag));
+}
+
+#[test]
+fn what_waits_is_short_and_answered_alike() {
+    let long = "1".repeat(60_000);
+    let values = ["null", "0", "12", "\"12\"", "\"rust\"", "[]", "[1]", &long, &format!("\"{long}\"")];
+    let names = ["user", "public", "public:media", "hashtag", "hashtag:local", "list", "nonsense", &long];
+    let both = || values.iter().flat_map(|value| [("null", *value), (*value, "null"), (*value, *value)]);
+    for (name, (tag, list)) in names.iter().flat_map(|name| both().map(move |both| (name, both))) {
+        let text = format!(
+            r#"{{"type":"subscribe","stream":["{name}"],"tag":{tag},"list":{list},"allow_local_only":1}}"#
+        );
+        let request = subscribe(&text);
+        let short = request.clone().shortened(MAX);
+        assert_eq!((short.kind(), short.resolve(MAX)), (request.kind(), request.resolve(MAX)), "{text:.200}");
+        assert!(format!("{short:?}").len() < MAX + 200, "{text:.200}");
+    }
+}
+
+#[test]
 fn errors_say_what_node_says() {
     let told = |error: RequestError| (error.text(), error.status());
     assert_eq!(told(RequestError::UnknownStream), ("Unknown stream type", 400));
