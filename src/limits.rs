@@ -58,6 +58,13 @@ pub const LISTEN_BACKLOG: i32 = 4096;
 /// How long accepting pauses after the kernel had no file descriptor or memory for a connection.
 pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
+/// Connections that have room at the door even when the clients take up all that RLIMIT_NOFILE allows: those who
+/// look whether the server is well.
+pub const DOOR_CONNECTIONS_MIN: usize = 32;
+
+/// How often, at most, the log says that no connection can be accepted.
+pub const ACCEPT_SAID_EVERY: Duration = Duration::from_secs(60);
+
 /// How long a connection may keep its place at a full door without having sent a request: in a rush of
 /// newcomers, requests that are here wait to be read.
 pub const DOOR_GRACE: Duration = Duration::from_secs(1);
@@ -142,6 +149,9 @@ pub struct Limits {
     pub connections_per_address_max: usize,
     /// `MAX_DOOR_CONNECTIONS`, 4096: connections that have not yet become a stream.
     pub door_connections_max: usize,
+    /// What RLIMIT_NOFILE allows: clients and connections at the door together. The door is as full as that leaves it,
+    /// and at least [`DOOR_CONNECTIONS_MIN`].
+    pub sockets_max: usize,
     /// `REQUEST_HEAD_BYTES`, 16 KiB: a request's head (431).
     pub request_head_bytes_max: usize,
     /// `REQUEST_HEAD_SECONDS`, 10 s: the time in which a request's head must be whole, from the connection's
@@ -185,6 +195,7 @@ impl Default for Limits {
             connections_max: 0,
             connections_per_address_max: 0,
             door_connections_max: 4096,
+            sockets_max: usize::MAX,
             request_head_bytes_max: 16 << 10,
             request_head_timeout: Duration::from_secs(10),
             keep_alive: Duration::from_secs(5),

@@ -5,12 +5,14 @@
 
 mod support;
 
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use support::http::{Connection, request};
 use support::machine::PATIENCE;
 use support::ws::{KEY, upgrade};
-use support::{Sse, World, ours_alone, wait_until};
+use support::{Server, Sse, World, ours_alone, wait_until};
 
 const HEALTH: &str = "/api/v1/streaming/health";
 const USER: &str = "/api/v1/streaming/user";
@@ -444,6 +446,59 @@ fn an_idle_connection_has_a_time_of_its_own() {
     // A page without an end is not idle.
     live.buffer.clear();
     assert!(live.read_more().is_ok_and(|read| read > 0), "the live view has ended");
+}
+
+#[test]
+fn who_asks_again_and_again_does_not_keep_the_door_full() {
+    if !ours_alone() {
+        return;
+    }
+    let Some(world) = World::with(&[("MAX_DOOR_CONNECTIONS", "8")]) else { return };
+    let wrong = request("GET", USER, &[("Authorization", "Bearer wrong")]);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                while !done.load(Relaxed) {
+                    let mut connection = world.server.connect();
+                    // Never without a question for a second. Each waits for PostgreSQL.
+                    while connection.try_send(wrong.as_bytes()).is_ok()
+                        && answer(&mut connection).is_some()
+                        && !done.load(Relaxed)
+                    {
+                        std::thread::park_timeout(Duration::from_millis(100));
+                    }
+                }
+            });
+        }
+        let newcomers = scope.spawn(|| (0..5).map(|_| world.server.get(HEALTH).text()).collect::<Vec<_>>());
+        let answers = newcomers.join();
+        done.store(true, Relaxed);
+        assert_eq!(answers.unwrap(), ["OK"; 5]);
+    });
+}
+
+#[test]
+fn a_crowd_at_the_door_leaves_descriptors_for_everything_else() {
+    if !ours_alone() {
+        return;
+    }
+    const DESCRIPTORS: u32 = 200;
+    let Some(mut world) = World::start() else { return };
+    world.server = Server::start_with_descriptors(DESCRIPTORS, &world.env);
+    let mut crowd = Vec::new();
+    let mut most = 0;
+    // The kernel takes them all; the server takes as many as it has room for.
+    for _ in 0..DESCRIPTORS + 50 {
+        crowd.push(world.server.connect());
+        most = most.max(world.server.descriptors());
+    }
+    // Those who say nothing for a second make room.
+    assert_eq!(world.server.get(HEALTH).text(), "OK");
+    most = most.max(world.server.descriptors());
+    assert!(most < DESCRIPTORS as usize - 50, "{most} of {DESCRIPTORS} are in use");
+    assert!(!world.server.output().contains("cannot accept"), "{}", world.server.output());
+    drop(crowd);
 }
 
 #[test]

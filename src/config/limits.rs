@@ -56,6 +56,7 @@ pub(super) fn limits(read: &mut Reader) -> Limits {
             d.connections_per_address_max,
             0..=100_000_000,
         ),
+        sockets_max: d.sockets_max,
         door_connections_max: read.number(&v::MAX_DOOR_CONNECTIONS, d.door_connections_max, 1..=10_000_000),
         request_head_bytes_max: read.bytes(&v::REQUEST_HEAD_BYTES, d.request_head_bytes_max, 8192..=GIB),
         request_head_timeout: read.seconds(&v::REQUEST_HEAD_SECONDS, d.request_head_timeout, 10..=HOUR_MS),

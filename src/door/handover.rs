@@ -125,9 +125,13 @@ impl Seats {
         self.coming.load(Ordering::Relaxed)
     }
 
+    /// Clients on the reactors.
+    pub(crate) fn seated(&self) -> usize {
+        self.clients.iter().map(|clients| clients.load(Ordering::Relaxed)).sum()
+    }
+
     fn take(&self) -> Result<Seat, Refusal> {
-        let seated: usize = self.clients.iter().map(|clients| clients.load(Ordering::Relaxed)).sum();
-        if self.max != 0 && seated + self.coming() >= self.max {
+        if self.max != 0 && self.seated() + self.coming() >= self.max {
             return Err(Refusal::FULL);
         }
         self.coming.fetch_add(1, Ordering::Relaxed);

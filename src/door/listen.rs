@@ -1,9 +1,11 @@
 //! The listening socket, what accepted sockets inherit from it, and the loop that accepts.
 //!
-//! Bounds: at most `MAX_DOOR_CONNECTIONS` connections are at the door. When another one comes, the one that
-//! has been without a request for longest, and for `DOOR_GRACE` at least, is closed to make room; when there
-//! is none, accepting pauses until one is done, and newcomers wait in the kernel's backlog. The loop never
-//! ends because of an accept error: without file descriptors it waits a little and tries again.
+//! Bounds: at most `MAX_DOOR_CONNECTIONS` connections are at the door, and no more than the clients leave file
+//! descriptors for. When another one comes, the one that has been without a request for longest, and for
+//! `DOOR_GRACE` at least, is closed to make room; when there is none, accepting pauses until one is done, and
+//! newcomers wait in the kernel's backlog. A full door keeps no connection after its answer, or those who are
+//! there could stay by asking again and again. The loop never ends because of an accept error: without file
+//! descriptors it waits a little and tries again.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -26,9 +28,10 @@ use super::connection::{self, Stream};
 use super::headers::Peer;
 use super::{Door, Socket};
 use crate::limits::{
-    ACCEPT_BACKOFF, DOOR_GRACE, LISTEN_BACKLOG, SOCKET_DEAD_AFTER, SOCKET_NOTSENT_BYTES,
+    ACCEPT_BACKOFF, ACCEPT_SAID_EVERY, DOOR_GRACE, LISTEN_BACKLOG, SOCKET_DEAD_AFTER, SOCKET_NOTSENT_BYTES,
     SOCKET_RECEIVE_BYTES, SOCKET_SEND_BYTES,
 };
+use crate::logging::Limited;
 
 /// Where to listen.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -314,12 +317,14 @@ pub async fn serve<S: Socket>(door: Arc<Door<S>>, listener: Listener, shutdown: 
     let waiting_room = Arc::new(WaitingRoom::default());
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);
-    let mut is_failing = false;
     loop {
-        let is_full = connections.len() >= door.limits.door_connections_max;
+        let (count, room) = (connections.len(), door.room());
+        let is_full = count >= room;
+        door.is_full.store(is_full, Ordering::Relaxed);
         // A full door lets somebody in when the one who has waited longest without a request may be sent away.
-        // Nobody may at once: in a rush their requests are here and only unread.
-        let room_from = is_full.then(|| waiting_room.evictable_from());
+        // Nobody may at once: in a rush their requests are here and only unread. Nor is the next one let in before
+        // the last one sent away has gone.
+        let room_from = is_full.then(|| if count > room { None } else { waiting_room.evictable_from() });
         let has_room = room_from.is_none_or(|from| from.is_some_and(|from| from <= Instant::now()));
         let accepted = tokio::select! {
             biased;
@@ -334,7 +339,6 @@ pub async fn serve<S: Socket>(door: Arc<Door<S>>, listener: Listener, shutdown: 
         };
         match accepted {
             Ok((stream, peer)) => {
-                is_failing = false;
                 if is_full {
                     waiting_room.evict_oldest();
                 }
@@ -350,9 +354,9 @@ pub async fn serve<S: Socket>(door: Arc<Door<S>>, listener: Listener, shutdown: 
             }
             Err(error) if is_the_clients(&error) => tracing::debug!(%error, "a connection was lost"),
             Err(error) => {
-                if !is_failing {
-                    is_failing = true;
-                    tracing::warn!(%error, "cannot accept connections; trying again (RLIMIT_NOFILE, memory)");
+                static SAID: Limited = Limited::every(ACCEPT_SAID_EVERY);
+                if let Some(unsaid) = SAID.allow() {
+                    tracing::warn!(%error, unsaid, "cannot accept connections; trying again (RLIMIT_NOFILE, memory)");
                 }
                 tokio::select! {
                     () = &mut shutdown => break,

@@ -27,7 +27,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -43,7 +43,7 @@ pub use listen::{Address, ListenError, Listener, Origin, serve};
 
 use crate::core::handover::Command;
 use crate::core::mailbox::Mailbox;
-use crate::limits::Limits;
+use crate::limits::{DOOR_CONNECTIONS_MIN, Limits};
 
 /// A client's socket as the reactors hold it: non-blocking, made from what the listener accepted. Written to
 /// here only where an attachment comes back refused.
@@ -184,6 +184,8 @@ pub struct Door<S> {
     seats: handover::Seats,
     addresses: handover::Addresses,
     counters: Arc<Counters>,
+    /// There are as many connections at the door as may be.
+    is_full: AtomicBool,
     #[cfg(feature = "otel")]
     arrivals: std::sync::OnceLock<crate::core::trail::Arrivals>,
 }
@@ -207,6 +209,7 @@ impl<S: Socket> Door<S> {
             seats: handover::Seats::new(clients, limits.connections_max),
             addresses: handover::Addresses::new(limits.connections_per_address_max),
             counters: Arc::new(Counters::new()),
+            is_full: AtomicBool::new(false),
             limits,
             #[cfg(feature = "otel")]
             arrivals: std::sync::OnceLock::new(),
@@ -223,6 +226,12 @@ impl<S: Socket> Door<S> {
     /// What the door has counted, for metrics and status pages.
     pub fn counters(&self) -> &Arc<Counters> {
         &self.counters
+    }
+
+    /// How many connections may be at the door now: its own bound, or what the clients leave of the file descriptors.
+    fn room(&self) -> usize {
+        let left = self.limits.sockets_max.saturating_sub(self.seats.seated());
+        self.limits.door_connections_max.min(left.max(DOOR_CONNECTIONS_MIN))
     }
 
     /// Clients whose request is being checked or waits for Redis.

@@ -5,6 +5,7 @@
 //! opened on any path.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
@@ -35,13 +36,12 @@ pub(crate) async fn answer<S: Socket>(
     request: Request<Incoming>,
 ) -> Response<PageBody> {
     let _busy = visit.begin();
-    door.counters.requests.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    door.counters.requests.fetch_add(1, Ordering::Relaxed);
     let id = RequestId::new();
     // A body is never read, so what follows it cannot be told from it: the connection ends. That also holds
     // off whatever a proxy took for a body and this server would not, or the other way round.
-    let keep_alive =
+    let may_stay =
         request.body().is_end_stream() && headers::keeps_alive(request.version(), request.headers());
-    let keep_alive = keep_alive.then_some(door.limits.keep_alive);
     tracing::debug!(
         request = id.as_str(),
         method = shown(request.method().as_str()),
@@ -82,7 +82,8 @@ pub(crate) async fn answer<S: Socket>(
             None => refused(door, &id, Refusal::UNKNOWN_CHANNEL).json(&id, ALLOWED).map(PageBody::from),
         }
     };
-    headers::complete(&mut response, &id, keep_alive);
+    let stays = may_stay && !door.is_full.load(Ordering::Relaxed);
+    headers::complete(&mut response, &id, stays.then_some(door.limits.keep_alive));
     response
 }
 

@@ -75,9 +75,11 @@ async fn serve(mut config: Config, passed: Passed) -> Result<(), Failure> {
     }
     let redis = redis_options(&config)?;
     let mut limits = config.limits.clone();
+    // None would be no bound.
+    limits.sockets_max =
+        usize::try_from(descriptors.saturating_sub(DESCRIPTORS_KEPT)).unwrap_or(usize::MAX).max(1);
     if limits.connections_max == 0 {
-        limits.connections_max =
-            usize::try_from(descriptors.saturating_sub(DESCRIPTORS_KEPT)).unwrap_or(usize::MAX);
+        limits.connections_max = limits.sockets_max;
     }
 
     #[cfg_attr(not(feature = "otel"), allow(unused_mut))]

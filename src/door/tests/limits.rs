@@ -4,6 +4,9 @@ use std::time::{Duration, Instant};
 
 use super::*;
 
+/// A request after which the connection is kept.
+const KEPT: &str = "GET /api/v1/streaming/health HTTP/1.1\r\nHost: x\r\n\r\n";
+
 #[tokio::test]
 async fn a_head_that_is_too_large_is_refused() {
     let world = World::new();
@@ -98,13 +101,12 @@ async fn an_address_has_only_so_many_clients() {
 #[tokio::test]
 async fn the_longest_unidentified_makes_room() {
     let mut world = World::with(|setup| setup.limits.door_connections_max = 2);
-    // One whose stream is on its way is not sent away …
+    // One that has been answered is sent away …
+    let mut idle = world.send(KEPT).await;
+    read_one(&mut idle).await;
+    // … but not one whose stream is on its way.
     let _waiting = world.send(&stream_request("/api/v1/streaming/user", "alice")).await;
     let held = world.held().await;
-    // … but one that has asked for nothing is.
-    let mut idle = world.connect().await;
-    idle.write_all(b"GET /api/v1/streaming/health HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
-    read_one(&mut idle).await;
     world.ask(&get("/api/v1/streaming/health")).await.is_web("200 OK");
     let mut bytes = Vec::new();
     let _ = idle.read_to_end(&mut bytes).await;
@@ -112,6 +114,32 @@ async fn the_longest_unidentified_makes_room() {
     assert_eq!(world.door.counters().refused(Reason::Evicted), 1);
     (held.reply)(Ok(()));
     world.attached().await;
+}
+
+#[tokio::test]
+async fn a_full_door_keeps_nobody_who_was_answered() {
+    let world = World::with(|setup| setup.limits.door_connections_max = 2);
+    let mut first = world.send(KEPT).await;
+    assert_eq!(read_one(&mut first).await.header("Connection"), Some("keep-alive"));
+    let mut second = world.connect().await;
+    while world.door.counters().at_door.load(Ordering::Relaxed) < 2 {
+        tokio::task::yield_now().await;
+    }
+    for stream in [&mut first, &mut second] {
+        stream.write_all(KEPT.as_bytes()).await.unwrap();
+        let answer = read_all(stream).await;
+        answer.is_web("200 OK").has(&[("Connection", "close")]);
+    }
+}
+
+#[tokio::test]
+async fn the_door_is_as_full_as_the_clients_leave_descriptors() {
+    let world = World::with(|setup| setup.limits.sockets_max = 100);
+    assert_eq!(world.door.room(), 100);
+    world.clients[0].store(40, Ordering::Relaxed);
+    assert_eq!(world.door.room(), 60);
+    world.clients[1].store(60, Ordering::Relaxed);
+    assert_eq!(world.door.room(), crate::limits::DOOR_CONNECTIONS_MIN, "whoever asks how it is finds room");
 }
 
 #[tokio::test]
