@@ -80,8 +80,9 @@ pub(crate) fn client_address(peer: Peer, headers: &HeaderMap, trusted: &TrustedP
         Peer::Unix => None,
     };
     for value in headers.get_all(X_FORWARDED_FOR).iter().rev() {
-        for entry in value.to_str().unwrap_or_default().rsplit(',') {
-            let Some(address) = forwarded_address(entry.trim()) else { return nearest };
+        // Bytes: what the client put before the proxies' addresses may be anything.
+        for entry in value.as_bytes().rsplit(|&byte| byte == b',') {
+            let Some(address) = forwarded_address(entry) else { return nearest };
             nearest = Some(address);
             if !trusted(address) {
                 return nearest;
@@ -92,7 +93,8 @@ pub(crate) fn client_address(peer: Peer, headers: &HeaderMap, trusted: &TrustedP
 }
 
 /// An entry of `X-Forwarded-For`; some proxies add the port.
-fn forwarded_address(entry: &str) -> Option<IpAddr> {
+fn forwarded_address(entry: &[u8]) -> Option<IpAddr> {
+    let entry = std::str::from_utf8(entry).ok()?.trim();
     let address = match entry.parse::<IpAddr>() {
         Ok(address) => address,
         Err(_) => match entry.parse::<std::net::SocketAddr>() {

@@ -84,6 +84,10 @@ fn only_trusted_proxies_say_whose_a_request_is() {
         let list: Vec<_> = forwarded.iter().map(|value| ("x-forwarded-for", *value)).collect();
         client_address(peer, &headers(&list), &trusted).map(|address| address.to_string())
     };
+    let of_bytes = |peer: Peer, forwarded: &[u8]| {
+        let headers = HeaderMap::from_iter([(X_FORWARDED_FOR, HeaderValue::from_bytes(forwarded).unwrap())]);
+        client_address(peer, &headers, &trusted).map(|address| address.to_string())
+    };
     let tcp = |text: &str| Peer::Tcp(text.parse().unwrap());
     let is = |text: &str| Some(text.to_owned());
     // A stranger's claim is not believed.
@@ -97,6 +101,11 @@ fn only_trusted_proxies_say_whose_a_request_is() {
     assert_eq!(of(tcp("127.0.0.1"), &[]), is("127.0.0.1"));
     assert_eq!(of(Peer::Unix, &["198.51.100.1"]), is("198.51.100.1"));
     assert_eq!(of(Peer::Unix, &[]), None);
+    // Whoever sends what is no text does not escape what the proxy adds to it.
+    for junk in [&b"\xff, 198.51.100.1"[..], b"caf\xc3\xa9,198.51.100.1", b"\t,,\x80,198.51.100.1\t"] {
+        assert_eq!(of_bytes(tcp("127.0.0.1"), junk), is("198.51.100.1"), "{junk:?}");
+        assert_eq!(of_bytes(Peer::Unix, junk), is("198.51.100.1"), "{junk:?}");
+    }
 }
 
 #[test]
