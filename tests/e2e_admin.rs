@@ -205,3 +205,26 @@ fn a_full_main_door_leaves_the_admin_listener_free() {
     let _crowd: Vec<Connection> = (0..200).map(|_| Connection::tcp(admin)).collect();
     assert_eq!(get(admin, "/metrics").status(), 200);
 }
+
+#[test]
+fn a_live_view_of_the_operators_stays_open_whoever_else_looks() {
+    if !ours_alone() {
+        return;
+    }
+    let settings = [("ADMIN_BIND", "127.0.0.1:0"), ("STATUS_PUBLIC", "true"), ("KEEP_ALIVE_SECONDS", "0")];
+    let Some(world) = World::with(&settings) else { return };
+    let open = |at: SocketAddr| {
+        let mut connection = Connection::tcp(at);
+        connection.send(request("GET", "/status/stream", &[]).as_bytes());
+        let status = connection.head().status;
+        (status, connection)
+    };
+    let public: Vec<_> = std::iter::repeat_with(|| open(world.server.address())).take(17).collect();
+    assert_eq!(public.last().unwrap().0, 503, "there are so many for everybody");
+    let (status, mut view) = open(admin_address(&world.server));
+    assert_eq!(status, 200);
+    // One a second, longer than a connection without a request is kept.
+    for _ in 0..4 {
+        view.chunk().expect("an event");
+    }
+}

@@ -54,7 +54,7 @@ pub(crate) async fn answer<S: Socket>(
         headers::preflight(request.headers()).map(PageBody::from)
     } else if !door.streams {
         match page(door, visit, &request).await {
-            Some(page) => page,
+            Some(page) => page.map(|body| visit.watch(body)),
             None => text(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", ADMIN_PATHS),
         }
     } else if headers::is_websocket(request.version(), request.headers()) {

@@ -6,8 +6,8 @@
 //! ask reactors for their ledger, their slowest clients or their busiest channels.
 //!
 //! Bounds: reactors are asked at most [`PROBES_PER_SECOND`] times a second for each kind of list, however
-//! many visitors there are, and waited for at most [`PROBE_TIMEOUT`]; at most [`LIVE_VIEWS_MAX`] live views.
-//! Tested with fake sources: texts, shapes, who sees what, reactors that stay silent.
+//! many visitors there are, and waited for at most [`PROBE_TIMEOUT`]; at most [`LIVE_VIEWS_MAX`] live views
+//! on each listener. Tested with fake sources: texts, shapes, who sees what, reactors that stay silent.
 
 #[cfg(feature = "stub_status")]
 mod live;
@@ -40,7 +40,7 @@ pub const PROBES_PER_SECOND: u32 = 4;
 /// How long reactors are waited for; one that is silent for so long is reported as such.
 pub const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Live views at once; further ones get 503.
+/// Live views at once on each listener; further ones get 503.
 pub const LIVE_VIEWS_MAX: usize = 16;
 
 /// Under this prefix the status pages stand as well, if `STATUS_PUBLIC=true`.
@@ -100,7 +100,7 @@ pub enum Page {
     People,
     /// `/status/stream`
     #[cfg(feature = "stub_status")]
-    Live,
+    Live(Listener),
 }
 
 /// A response. `Content-Type` is apart; the length is the body's. Status pages are not for scripts of other
@@ -160,8 +160,9 @@ pub struct Status {
     laggards: Asked,
     #[cfg(feature = "stub_status")]
     channels: Asked,
+    /// Of each listener its own: those that everybody may open leave the operator's free.
     #[cfg(feature = "stub_status")]
-    live_views: Arc<Semaphore>,
+    live_views: [Arc<Semaphore>; 2],
 }
 
 impl std::fmt::Debug for Status {
@@ -181,7 +182,7 @@ impl Status {
             #[cfg(feature = "stub_status")]
             channels: Asked::default(),
             #[cfg(feature = "stub_status")]
-            live_views: Arc::new(Semaphore::new(LIVE_VIEWS_MAX)),
+            live_views: std::array::from_fn(|_| Arc::new(Semaphore::new(LIVE_VIEWS_MAX))),
         })
     }
 
@@ -207,7 +208,7 @@ impl Status {
         if !seen && who.listener == Listener::Main {
             return None;
         }
-        pages::find(path, accept)
+        pages::find(path, accept, who.listener)
     }
 
     #[cfg(not(feature = "stub_status"))]
@@ -262,22 +263,31 @@ const TEXT: &str = "text/plain; charset=utf-8";
 /// Reactors' reports, fetched for all who wait at once. An answer is never older than its question.
 #[derive(Default)]
 struct Asked {
-    last: Mutex<Option<(Instant, Arc<[ReactorReport]>)>>,
+    last: Mutex<LastAsked>,
+}
+
+#[derive(Default)]
+struct LastAsked {
+    begun_at: Option<Instant>,
+    /// None where the visitor did not wait for the answer: the reactors were asked all the same.
+    reports: Option<Arc<[ReactorReport]>>,
 }
 
 impl Asked {
     async fn ask(&self, sources: &dyn Sources, wanted: Wanted) -> Arc<[ReactorReport]> {
         let asked_at = Instant::now();
         let mut last = self.last.lock().await;
-        if let Some((begun_at, reports)) = &*last {
-            if *begun_at >= asked_at {
+        if let Some(begun_at) = last.begun_at {
+            if begun_at >= asked_at
+                && let Some(reports) = &last.reports
+            {
                 return Arc::clone(reports);
             }
-            tokio::time::sleep_until(*begun_at + Duration::from_secs(1) / PROBES_PER_SECOND).await;
+            tokio::time::sleep_until(begun_at + Duration::from_secs(1) / PROBES_PER_SECOND).await;
         }
-        let begun_at = Instant::now();
+        *last = LastAsked { begun_at: Some(Instant::now()), reports: None };
         let reports: Arc<[ReactorReport]> = probe(sources, wanted, PROBE_TIMEOUT).await.into();
-        *last = Some((begun_at, Arc::clone(&reports)));
+        last.reports = Some(Arc::clone(&reports));
         reports
     }
 }

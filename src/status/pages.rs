@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::core::report::{ChannelGroup, ReactorReport, Wanted};
 use crate::core::stream::Channel;
 use crate::status::snapshot::{AudienceStats, GateStats, HeadroomStats, Labelled, Slow, Snapshot};
-use crate::status::{Answer, Body, LIVE_VIEWS_MAX, Live, Page, Status, TEXT};
+use crate::status::{Answer, Body, LIVE_VIEWS_MAX, Listener, Live, Page, Status, TEXT};
 
 /// Channels on `/status/per_timeline`.
 const CHANNELS_SHOWN: usize = 100;
@@ -37,14 +37,14 @@ pub enum Form {
     Json,
 }
 
-pub(crate) fn find(path: &str, accept: Option<&str>) -> Option<Page> {
+pub(crate) fn find(path: &str, accept: Option<&str>, listener: Listener) -> Option<Page> {
     let wanted = Preference::of(accept);
     let form = if wanted.json > wanted.text { Form::Json } else { Form::Text };
     Some(match path {
         "/status" if wanted.html > wanted.text.max(wanted.json) => Page::ToPeople,
         "/status" => Page::Status(form),
         "/status/" => Page::People,
-        "/status/stream" => Page::Live,
+        "/status/stream" => Page::Live(listener),
         "/status/per_timeline" => Page::PerTimeline(form),
         "/status/backpressure" | "/status/backpresure" => Page::Backpressure(form),
         _ => return None,
@@ -81,14 +81,14 @@ pub(crate) async fn answer(status: &Arc<Status>, page: Page) -> Answer {
             answer.headers.push(("referrer-policy", "no-referrer".into()));
             answer
         }
-        Page::Live => live(status),
+        Page::Live(listener) => live(status, listener),
         // The caller answers these.
         Page::Metrics | Page::Ready => Answer::full(404, TEXT, ""),
     }
 }
 
-fn live(status: &Arc<Status>) -> Answer {
-    let Ok(place) = Arc::clone(&status.live_views).try_acquire_owned() else {
+fn live(status: &Arc<Status>, listener: Listener) -> Answer {
+    let Ok(place) = Arc::clone(&status.live_views[listener as usize]).try_acquire_owned() else {
         let text = format!("{LIVE_VIEWS_MAX} live views are open; close one of them\n");
         let mut answer = Answer::full(503, TEXT, text);
         answer.headers.push(("retry-after", "10".into()));

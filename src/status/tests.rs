@@ -278,6 +278,16 @@ async fn silent_reactors_are_reported_and_not_waited_for() {
 }
 
 #[tokio::test]
+async fn who_does_not_wait_for_the_answer_has_asked_all_the_same() {
+    let (status, fake) = Fake { asking: [Asking::Hang; 2], ..Fake::new() }.status(Options::default());
+    for _ in 0..10 {
+        assert!(tokio::time::timeout(Duration::ZERO, status.snapshot()).await.is_err());
+    }
+    let questions = fake.asked.lock().unwrap().len() / 2;
+    assert!(questions < 5, "{questions} rounds of questions for ten who left");
+}
+
+#[tokio::test]
 async fn who_asks_together_shares_an_answer() {
     let (status, fake) = Fake::new().status(Options::default());
     let (first, second, third) = tokio::join!(status.snapshot(), status.snapshot(), status.snapshot());

@@ -39,10 +39,13 @@ fn accept_chooses_the_form() {
         (Some("text/html"), Page::ToPeople),
         (Some("application/json;q=nonsense;;,,"), Page::Status(Form::Text)),
     ] {
-        assert_eq!(find("/status", accept), Some(page), "{accept:?}");
+        assert_eq!(find("/status", accept, Listener::Main), Some(page), "{accept:?}");
     }
-    assert_eq!(find("/status/per_timeline", Some(BROWSER)), Some(Page::PerTimeline(Form::Text)));
-    assert_eq!(find("/status/per_timeline", Some(json)), Some(Page::PerTimeline(Form::Json)));
+    assert_eq!(
+        find("/status/per_timeline", Some(BROWSER), Listener::Main),
+        Some(Page::PerTimeline(Form::Text))
+    );
+    assert_eq!(find("/status/per_timeline", Some(json), Listener::Main), Some(Page::PerTimeline(Form::Json)));
 }
 
 #[test]
@@ -218,7 +221,9 @@ async fn a_live_view_sends_the_state_until_the_server_ends() {
     drop(fake);
 
     let (status, _) = Fake { draining: true, ..Fake::new() }.status(Options::default());
-    let Body::Stream(mut live) = status.answer(Page::Live).await.body else { panic!("no stream") };
+    let Body::Stream(mut live) = status.answer(Page::Live(Listener::Main)).await.body else {
+        panic!("no stream")
+    };
     assert_eq!(live.next().await, None);
 }
 
@@ -227,14 +232,15 @@ async fn live_views_are_bounded() {
     let (status, _) = Fake::new().status(Options::default());
     let mut views = Vec::new();
     for _ in 0..LIVE_VIEWS_MAX {
-        let answer = status.answer(Page::Live).await;
+        let answer = status.answer(Page::Live(Listener::Main)).await;
         assert_eq!(answer.status, 200);
         views.push(answer);
     }
-    let refused = status.answer(Page::Live).await;
+    let refused = status.answer(Page::Live(Listener::Main)).await;
     assert_eq!((refused.status, header(&refused, "retry-after")), (503, Some("10")));
+    assert_eq!(status.answer(Page::Live(Listener::Admin)).await.status, 200, "the operator's are others");
     views.pop();
-    assert_eq!(status.answer(Page::Live).await.status, 200, "a closed view makes room");
+    assert_eq!(status.answer(Page::Live(Listener::Main)).await.status, 200, "a closed view makes room");
 }
 
 #[test]
