@@ -3,10 +3,11 @@
 //!
 //! Input: 8 bytes that choose the splits, then the stream.
 
-use redis_protocol::resp2::decode::decode_range;
+use redis_protocol::resp2::decode::{decode, decode_range};
 use redis_protocol::resp2::types::RangeFrame;
 
 use tidegate::proto::resp::{CHANNEL_BYTES_MAX, Found, Framer, ProtocolError, Step};
+use tidegate::redis::command::{Strange, decode_answer};
 
 /// Small, so that bodies over it are met.
 const BODY_BYTES_MAX: usize = 16 * 1024;
@@ -28,6 +29,19 @@ pub fn run(data: &[u8]) {
     let (seen, error) = framed(stream, splits);
     assert_eq!((&seen, error), (&framed(stream, &[]).0, framed(stream, &[]).1), "depends on the split");
     compare(stream, &seen, error);
+    answers(stream);
+}
+
+/// Who reads answers whole waits for more only where redis-protocol does too.
+fn answers(stream: &[u8]) {
+    let mut rest = stream;
+    loop {
+        match decode_answer(rest) {
+            Ok(Some((_, used))) => rest = &rest[used..],
+            Ok(None) => return assert!(!matches!(decode(rest), Ok(Some(_))), "waits at {rest:?}"),
+            Err(Strange) => return,
+        }
+    }
 }
 
 /// Frames `stream` in pieces of the sizes that `splits` gives in turn; in one piece if there are none.
