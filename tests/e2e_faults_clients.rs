@@ -17,7 +17,7 @@ use support::numbers::{gapless_until, gapless_until_close, numbered, numbered_lo
 use support::posts::{self, text_message};
 use support::proxy::{Proxy, Weather};
 use support::ws::{RawWs, upgrade};
-use support::{Sse, Viewer, World, Ws};
+use support::{Server, Sse, Viewer, World, Ws};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -176,6 +176,21 @@ fn without_file_descriptors_it_backs_off_and_goes_on() {
     world.publish(&viewer.home(), &numbered(100));
     gapless_until(&mut ws, Some(100), 100);
     gapless_until(&mut late, Some(100), 100);
+}
+
+/// So few descriptors that nothing is left for clients are no reason to have no bound.
+#[test]
+fn with_hardly_any_file_descriptors_one_client_gets_in() {
+    if !ours_alone() {
+        return;
+    }
+    let Some(mut world) = World::with(&[("STREAMING_THREADS", "1")]) else { return };
+    world.server = Server::start_with_descriptors(90, &world.env);
+    let viewer = world.viewer("read");
+    let _ws = Ws::open(&world.server, "/?stream=user", &viewer.token);
+    let headers = [("Authorization", &*viewer.bearer())];
+    let refused = world.server.request("GET", "/api/v1/streaming/user", &headers);
+    refused.assert_error(503, "Too many clients are connected, try again later");
 }
 
 #[test]

@@ -75,9 +75,7 @@ async fn serve(mut config: Config, passed: Passed) -> Result<(), Failure> {
     }
     let redis = redis_options(&config)?;
     let mut limits = config.limits.clone();
-    // None would be no bound.
-    limits.sockets_max =
-        usize::try_from(descriptors.saturating_sub(DESCRIPTORS_KEPT)).unwrap_or(usize::MAX).max(1);
+    limits.sockets_max = usize::try_from(clients_allowed(descriptors)).unwrap_or(usize::MAX);
     if limits.connections_max == 0 {
         limits.connections_max = limits.sockets_max;
     }
@@ -399,6 +397,11 @@ fn no_poll(error: &std::io::Error) -> Failure {
 
 fn no_thread(error: &std::io::Error) -> Failure {
     Failure(format!("cannot start a thread: {error}"))
+}
+
+/// So many clients fit into so many descriptors: one at least, since 0 would stand for no bound.
+fn clients_allowed(descriptors: u64) -> u64 {
+    descriptors.saturating_sub(DESCRIPTORS_KEPT).max(1)
 }
 
 /// Raises RLIMIT_NOFILE to the hard limit; returns what it is then.

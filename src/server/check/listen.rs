@@ -4,7 +4,7 @@ use super::Report;
 use crate::config::{Config, Listen};
 use crate::door::{Address, ListenError, Listener};
 use crate::server::health;
-use crate::server::{DESCRIPTORS_KEPT, listen_address, raise_descriptor_limit};
+use crate::server::{clients_allowed, listen_address, raise_descriptor_limit};
 
 /// Fewer clients than this are worth a warning: browsers and apps of a few dozen people.
 const CLIENTS_FEW: u64 = 1000;
@@ -24,11 +24,12 @@ pub(super) fn check(report: &mut Report<'_>, config: &Config) {
         report.warn("STATUS_PUBLIC", "the status pages are for everybody");
     }
     let descriptors = raise_descriptor_limit();
-    let clients = match config.limits.connections_max {
-        0 => descriptors.saturating_sub(DESCRIPTORS_KEPT),
-        wanted => wanted as u64,
+    let allowed = clients_allowed(descriptors);
+    let (clients, is_set) = match config.limits.connections_max {
+        0 => (allowed, false),
+        wanted => (wanted as u64, true),
     };
-    if clients + DESCRIPTORS_KEPT > descriptors {
+    if clients > allowed {
         report.warn(
             "Open files",
             format_args!(
@@ -36,7 +37,7 @@ pub(super) fn check(report: &mut Report<'_>, config: &Config) {
                  LimitNOFILE= in the unit, or ulimit -Hn"
             ),
         );
-    } else if clients < CLIENTS_FEW && config.limits.connections_max == 0 {
+    } else if clients < CLIENTS_FEW && !is_set {
         report.warn(
             "Open files",
             format_args!(
