@@ -1,7 +1,7 @@
 //! A timer wheel: many timers, 8 bytes each, no object per timer, no clock.
 //!
 //! Time is cut into ticks; a timer stands in the slot of its tick. Timers beyond the horizon (a token that
-//! expires next week) wait in an ordered map. A timer is never removed: who is called checks whether it is
+//! expires within the hour) wait in an ordered map. A timer is never removed: who is called checks whether it is
 //! still meant (clients carry a generation for that). The work of a turn is the timers that are due, whatever
 //! their number in all.
 

@@ -5,6 +5,7 @@
 //! otherwise the connection is reset, so that a truncated stream never looks like a whole one and the kernel
 //! keeps nothing for a client that will not read.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
@@ -123,6 +124,9 @@ impl<S: Socket> Relay<S> {
         if !self.addresses.is_empty() {
             self.addresses.remove(&index);
         }
+        if !self.expiries.is_empty() {
+            self.expiries.remove(&index);
+        }
         if client.extra.as_ref().is_some_and(|extra| extra.finishing.is_some()) {
             // A frame that was to be finished never was.
             sub(&self.counters.pending, 1);
@@ -131,6 +135,7 @@ impl<S: Socket> Relay<S> {
         if self.clients.is_empty() {
             self.clients.shrink_to_fit();
             self.lagging = Vec::new();
+            self.expiries = HashMap::new();
         }
     }
 

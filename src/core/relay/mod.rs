@@ -129,6 +129,8 @@ pub struct Relay<S> {
     lagging: Vec<u32>,
     /// What the door counts the clients of an address by, where those are limited.
     addresses: HashMap<u32, Arc<()>>,
+    /// When the tokens of clients expire, of those that do.
+    expiries: HashMap<u32, Duration>,
     /// Who said something of late.
     talkers: Talkers,
     /// A timer looks after them.
@@ -170,6 +172,7 @@ impl<S: Socket> Relay<S> {
             read_more: Vec::new(),
             lagging: Vec::new(),
             addresses: HashMap::new(),
+            expiries: HashMap::new(),
             talkers: Talkers::default(),
             watches_talkers: false,
             requests: HashMap::new(),
@@ -307,7 +310,8 @@ impl<S: Socket> Relay<S> {
         self.wheel.insert(now + interval, timer_key(Timer::Keepalive, index, generation));
         if let Some(expires_at) = expires_at {
             let due = Duration::from_secs(expires_at).saturating_sub(self.started_unix);
-            self.wheel.insert(due, timer_key(Timer::Expiry, index, generation));
+            self.expiries.insert(index, due);
+            self.await_expiry(index, now);
         }
         self.effects.arrived.push(index);
         // The client stands in the table: now it may be told so.

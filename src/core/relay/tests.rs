@@ -197,6 +197,48 @@ fn who_is_closed_because_redis_stays_away_is_told_and_counted_so() {
 }
 
 #[test]
+fn clients_that_left_leave_no_timer_for_the_day_on_which_their_token_expires() {
+    let wire = Wire::default();
+    let counters = Arc::<ReactorCounters>::default();
+    let mut relay = Relay::new(0, Limits::default(), Duration::ZERO, Arc::clone(&counters));
+    let (hour, day) = (Duration::from_secs(3600), Duration::from_secs(86_400));
+    let with_token = |account, expires_at: Duration| {
+        let Delivery::Client(mut client, seq) = newcomer(account, &wire) else { panic!("no client") };
+        client.expires_at = Some(expires_at.as_secs());
+        Delivery::Client(client, seq)
+    };
+    // One stays, and is closed when its token expires, not before.
+    relay.deliver(with_token(1, 3 * hour), Duration::ZERO);
+    let mut now = Duration::ZERO;
+    for account in 2..1000 {
+        relay.deliver(with_token(account, now + 30 * day), now);
+        relay.deliver(Delivery::Kill(Channel::System(account)), now);
+        now += Duration::from_secs(1);
+        relay.tick(now);
+    }
+    while now < 3 * hour {
+        assert_eq!(counters.clients[1].live(), 1, "after {now:?}");
+        now += Duration::from_secs(10);
+        relay.tick(now);
+        relay.flush(&mut || now);
+    }
+    assert_eq!(counters.clients[1].live(), 0);
+    assert_eq!(counters.closes[CloseReason::TokenExpired as usize].load(Relaxed), 1);
+    now += hour;
+    relay.tick(now);
+    assert!(relay.is_empty());
+    assert_eq!(relay.wheel.sleep(now, 60 * day), 60 * day, "nothing is waited for");
+
+    // One whose token expired on the way has its head first.
+    wire.borrow_mut().clear();
+    relay.deliver(with_token(1, hour), now);
+    relay.flush(&mut || now);
+    relay.tick(now + Duration::from_millis(50));
+    let said: Vec<u8> = wire.borrow().iter().flat_map(|(_, bytes)| bytes.clone()).collect();
+    assert_eq!(said, [HEAD, b"0\r\n\r\n"].concat());
+}
+
+#[test]
 fn a_moment_later_in_the_turn_is_not_long_ago() {
     let now = Duration::from_millis(5_000);
     assert_eq!(since_ms(4_000, now), 1_000);

@@ -57,7 +57,7 @@ impl<S: Socket> Relay<S> {
         }
         match kind {
             KEEPALIVE => self.keepalive(index, now),
-            EXPIRY => self.close(index, CloseReason::TokenExpired, now),
+            EXPIRY => self.expiry(index, now),
             CLOSE_DEADLINE => self.close_deadline(index),
             SPREAD_CLOSE => {
                 let reason = match client.phase {
@@ -75,6 +75,25 @@ impl<S: Socket> Relay<S> {
         match transport {
             Transport::WebSocket => self.limits.ws_ping,
             Transport::SseChunked | Transport::SsePlain => self.limits.sse_heartbeat,
+        }
+    }
+
+    /// Has the client looked at when its token expires, or before: a timer stays when its client has left, so none is
+    /// for long.
+    pub(super) fn await_expiry(&mut self, index: u32, now: Duration) {
+        const AHEAD: Duration = Duration::from_secs(3600);
+        if let Some(due) = self.expiries.get(&index)
+            && let Some(client) = self.clients.get(index as usize)
+        {
+            let key = timer_key(Timer::Expiry, index, client.generation);
+            self.wheel.insert((*due).min(now + AHEAD), key);
+        }
+    }
+
+    fn expiry(&mut self, index: u32, now: Duration) {
+        match self.expiries.get(&index) {
+            Some(due) if *due > now => self.await_expiry(index, now),
+            _ => self.close(index, CloseReason::TokenExpired, now),
         }
     }
 
