@@ -369,7 +369,7 @@ pub struct ReactorCounters {
     pub log_entries: AtomicU64,
     /// Clients that are not caught up (gauge).
     pub lagging: AtomicU64,
-    /// Clients that used up their share of a turn and go on in the next (gauge).
+    /// Clients that go on, or are answered, in the next turn: this one had no room for them (gauge).
     pub ready: AtomicU64,
 }
 

@@ -91,7 +91,7 @@ fn connections(out: &mut Text, snapshot: &Snapshot) {
     let lagging = snapshot.connections.lagging;
     out.gauge("tidegate_clients_lagging", "Clients that have messages waiting", lagging);
     let ready = snapshot.connections.ready;
-    out.gauge("tidegate_clients_ready", "Clients that used up their share of a turn", ready);
+    out.gauge("tidegate_clients_ready", "Clients that go on, or are answered, in the next turn", ready);
     let unfinished = snapshot.connections.unfinished_bytes;
     out.gauge("tidegate_unfinished_bytes", "Bytes of unfinished messages from clients", unfinished);
     let help = "Subscribe messages refused, by reason";

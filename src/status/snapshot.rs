@@ -218,7 +218,7 @@ pub struct Connections {
     pub opened: Labelled,
     /// Clients that are not caught up.
     pub lagging: u64,
-    /// Clients that used up their share of a turn.
+    /// Clients that go on, or are answered, in the next turn.
     pub ready: u64,
     /// Bytes of unfinished messages from clients.
     pub unfinished_bytes: u64,
