@@ -51,16 +51,26 @@ fn name(line: &str) -> Option<(&str, usize)> {
 fn value(text: &str) -> (String, usize) {
     let blanks = text.len() - text.trim_start_matches([' ', '\t']).len();
     let body = text.get(blanks..).unwrap_or_default();
-    if let Some(quote) = body.chars().next().filter(|c| matches!(c, '\'' | '"' | '`'))
+    if let Some(quote) = body.chars().next().filter(|c| is_quote(*c))
         && let Some((inner, end)) = quoted(body, quote)
     {
-        let inner =
-            if quote == '"' { inner.replace("\\n", "\n").replace("\\r", "\r") } else { inner.to_owned() };
-        return (inner, blanks + end);
+        return (unescaped(inner, quote), blanks + end);
     }
     let line = body.split('\n').next().unwrap_or_default();
     let bare = line.split('#').next().unwrap_or_default().trim();
-    (bare.to_owned(), (blanks + line.len() + 1).min(text.len()))
+    let quote = bare.chars().next().unwrap_or_default();
+    // Quotes around it go even where the same stand in it (`"a"b"`), which are not the end of a quoted value.
+    let inner = bare.get(1..).and_then(|rest| rest.strip_suffix(quote)).filter(|_| is_quote(quote));
+    (unescaped(inner.unwrap_or(bare), quote), (blanks + line.len() + 1).min(text.len()))
+}
+
+fn is_quote(c: char) -> bool {
+    matches!(c, '\'' | '"' | '`')
+}
+
+/// The text of a value that begins with `quote`.
+fn unescaped(inner: &str, quote: char) -> String {
+    if quote == '"' { inner.replace("\\n", "\n").replace("\\r", "\r") } else { inner.to_owned() }
 }
 
 /// The inside of a quoted value, and where its line ends; none where the quote is not closed or is followed
@@ -109,6 +119,11 @@ mod tests {
             ("A=Mastodon <a@b.example>", "Mastodon <a@b.example>"),
             ("A='b' c", "'b' c"),
             ("A='b", "'b"),
+            ("A=\"b\"c\"", "b\"c"),
+            ("A='it''s'", "it''s"),
+            ("A='b' 'c' # why", "b' 'c"),
+            ("A=\"b\\n", "\"b\n"),
+            ("A='", "'"),
             ("A=it's", "it's"),
             ("A=`b'\"c`", "b'\"c"),
             ("A=b=c", "b=c"),
