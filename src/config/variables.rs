@@ -196,7 +196,7 @@ variables! {
         CLIENT_MESSAGE_BURST = "1000", "… after so many at once.";
         SUBSCRIBE_RATE = "20", "Subscribe and unsubscribe messages per second and connection …";
         SUBSCRIBE_BURST = "200", "… after so many at once.";
-        MAX_PARAM_BYTES = "512", "Length of a tag or list parameter.";
+        MAX_PARAM_BYTES = "512", "Length of a tag or list parameter; of a tag as it is normalised too, which may take 6 KiB at most.";
         MAX_CLIENT_MESSAGE_BYTES = "64KiB", "One message from a WebSocket client.";
         MAX_UNFINISHED_BYTES = "4MiB", "All unfinished messages from WebSocket clients together.";
         UNFINISHED_SECONDS = "30", "Seconds in which each message from a client must be whole.";

@@ -17,6 +17,7 @@ use crate::core::hashtag;
 use crate::core::json;
 use crate::core::millis;
 use crate::core::stream::{Id, Param, Stream, StreamKind};
+use crate::proto::resp::CHANNEL_BYTES_MAX;
 
 /// A client's text message.
 #[derive(Clone, PartialEq, Debug)]
@@ -263,8 +264,10 @@ impl StreamRequest {
             StreamKind::Hashtag | StreamKind::HashtagLocal => {
                 let text = self.tag.text(param_bytes_max, RequestError::MissingTag, RequestError::BadTag)?;
                 let tag = hashtag::normalise(text);
-                // Compatibility forms come apart: a few bytes could become eleven times as many.
-                if tag.as_str().len() > param_bytes_max {
+                // Compatibility forms come apart: a few bytes could become eleven times as many. And what Redis says
+                // about a channel with a name too long is not understood: all that follows would be taken for answers
+                // to something else.
+                if tag.as_str().len() > param_bytes_max.min(TAG_BYTES_MAX) {
                     return Err(RequestError::BadTag);
                 }
                 let spelling = self.tag.spelling(tag.as_str());
@@ -310,6 +313,9 @@ impl StreamRequest {
         StreamKind::from_name(self.stream.as_deref()?)
     }
 }
+
+/// A normalised tag. Leaves room for what stands around it in its channel's name, `REDIS_NAMESPACE` included.
+const TAG_BYTES_MAX: usize = CHANNEL_BYTES_MAX - 1024;
 
 /// Node's `querystring` looks at no more pairs than this.
 const QUERY_PAIRS_MAX: usize = 1000;

@@ -136,6 +136,11 @@ fn parameters_are_missing_or_wrong() {
     assert!(echo(&tag(&format!("\"{}\"", "a".repeat(MAX)))).is_ok());
     assert_eq!(echo(&tag(&format!("\"{}\"", "a".repeat(MAX + 1)))), Err(RequestError::BadTag));
 
+    // However long a parameter may be: what Redis says about its channel has to be understood.
+    let resolve = |bytes: usize| tag(&format!("\"{}\"", "a".repeat(bytes))).resolve(1 << 20).map(drop);
+    assert_eq!(resolve(6 << 10), Ok(()));
+    assert_eq!(resolve((6 << 10) + 1), Err(RequestError::BadTag));
+
     let list = |rest: &str| subscribe(&format!(r#"{{"type":"subscribe","stream":"list"{rest}}}"#));
     assert_eq!(echo(&list("")), Err(RequestError::MissingList));
     assert_eq!(echo(&list(r#","list":{"id":1}"#)), Err(RequestError::BadList));
