@@ -502,6 +502,28 @@ fn a_crowd_at_the_door_leaves_descriptors_for_everything_else() {
 }
 
 #[test]
+fn what_is_too_long_for_a_token_costs_no_more_than_its_head() {
+    if !ours_alone() {
+        return;
+    }
+    let Some(world) = World::start() else { return };
+    let before = world.server.rss_kib();
+    let long = "q".repeat(15 << 10);
+    let mut crowd: Vec<Connection> = (0..200).map(|_| world.server.connect()).collect();
+    for _ in 0..5 {
+        for (n, connection) in crowd.iter_mut().enumerate() {
+            let bearer = format!("Bearer {n}{long}");
+            connection.send(request("GET", USER, &[("Authorization", &bearer)]).as_bytes());
+        }
+        for connection in &mut crowd {
+            connection.response("GET").assert_error(401, "Invalid access token");
+        }
+    }
+    let after = world.server.rss_kib();
+    assert!(after < before + 200 * 64, "{before} KiB have become {after} KiB");
+}
+
+#[test]
 fn unfinished_heads_cost_little_and_are_given_back() {
     if !ours_alone() {
         return;

@@ -26,6 +26,10 @@ const FLIGHTS_MAX: usize = 2;
 /// Questions in one statement.
 const BATCH_MAX: usize = 512;
 
+/// Longer text is no token: Doorkeeper's have 43 bytes. A batch of tokens as long as a request's head would be
+/// megabytes, and a connection to PostgreSQL keeps the room that its largest statement took.
+const TOKEN_BYTES_MAX: usize = 1024;
+
 /// A good token: its row exists, it is neither revoked nor expired, its user is not disabled and its
 /// account not suspended.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -63,7 +67,8 @@ impl Accounts {
     /// When PostgreSQL gave no answer.
     pub async fn look_up(&self, token: &str) -> Result<Option<Token>, DbError> {
         // Tokens are printable ASCII. PostgreSQL would refuse the whole batch for a NUL.
-        if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        let is_token = 1..=TOKEN_BYTES_MAX;
+        if !is_token.contains(&token.len()) || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Ok(None);
         }
         Ok(self.tokens.ask(token.to_owned()).await?.flatten())
