@@ -248,7 +248,7 @@ fn messages_text(out: &mut String, now: &Snapshot) {
     }
     let _ = writeln!(out, "  delivered: {}", list(&messages.delivered));
     let _ = writeln!(out, "  filtered: {}", list(&messages.filtered));
-    let _ = writeln!(out, "  lost to a close, always said to the client: {}", list(&messages.closed));
+    let _ = writeln!(out, "  lost to a close, which each client sees: {}", list(&messages.closed));
     let _ = writeln!(out, "  ignored: {}", list(&now.redis.ignored));
     let _ = writeln!(
         out,
