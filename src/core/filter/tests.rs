@@ -156,9 +156,19 @@ fn the_text_of_a_status() {
     let text = SearchText::of_status(status.as_bytes()).unwrap();
     assert_eq!(text.original(), "<b>&amp;\n\na & b\n\nc\n\n<i>\n\ntwo\n\n\n\nd<");
     assert_eq!(SearchText::of_status(b"{}").unwrap().original(), "\n\n");
-    for wrong in
-        [r#"{"content":1}"#, r#"{"poll":[1]}"#, r#"{"media_attachments":{}}"#, r#"{"spoiler_text":[]}"#]
-    {
+    // As JavaScript reads it: the last of two members counts, half of a pair is a character.
+    let odd =
+        r#"{"content":1,"\ud800":{},"content":"a\ud800b","poll":{"options":null},"media_attachments":null}"#;
+    assert_eq!(SearchText::of_status(odd.as_bytes()).unwrap().original(), "\n\na\u{fffd}b");
+    for wrong in [
+        "[]",
+        r#"{"content":1}"#,
+        r#"{"poll":[1]}"#,
+        r#"{"poll":{"options":[{"title":1},{}]}}"#,
+        r#"{"media_attachments":{}}"#,
+        r#"{"media_attachments":[null]}"#,
+        r#"{"spoiler_text":[]}"#,
+    ] {
         assert!(SearchText::of_status(wrong.as_bytes()).is_err(), "{wrong}");
     }
 }

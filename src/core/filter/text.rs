@@ -1,10 +1,10 @@
 //! A status's text, prepared once for all filters that will be asked about it.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
-use serde::Deserialize;
-
 use crate::core::html_text::push_text;
+use crate::core::json;
 
 /// What custom filters search: spoiler text, content, poll options and media descriptions, joined by blank
 /// lines; the content as the text of its HTML, the rest as it is.
@@ -27,29 +27,6 @@ const INSIDE: u32 = u32::MAX;
 /// keywords have one in common with a text that they do not occur in.
 const RUN: usize = 4;
 
-#[derive(Deserialize)]
-struct Status {
-    spoiler_text: Option<String>,
-    content: Option<String>,
-    poll: Option<Poll>,
-    media_attachments: Option<Vec<Media>>,
-}
-
-#[derive(Deserialize)]
-struct Poll {
-    options: Option<Vec<PollOption>>,
-}
-
-#[derive(Deserialize)]
-struct PollOption {
-    title: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Media {
-    description: Option<String>,
-}
-
 impl std::fmt::Debug for SearchText {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "SearchText({} bytes)", self.original.len())
@@ -60,20 +37,18 @@ impl SearchText {
     /// The text of a status, from its JSON.
     ///
     /// # Errors
-    /// When one of the members that it is made of has another type than Rails gives it.
-    pub fn of_status(payload: &[u8]) -> Result<SearchText, serde_json::Error> {
-        let status: Status = serde_json::from_slice(payload)?;
-        let mut text = status.spoiler_text.unwrap_or_default();
+    /// When one of the members that it is made of has another type than Rails gives it: says which.
+    pub fn of_status(payload: &[u8]) -> Result<SearchText, &'static str> {
+        let payload = std::str::from_utf8(payload).map_err(|_| "it is not UTF-8")?;
+        let [spoiler, content, poll, media] =
+            members(payload, ["spoiler_text", "content", "poll", "media_attachments"])
+                .ok_or("it is not an object")?;
+        let mut text = text_or_null(spoiler).ok_or("its spoiler_text is not text")?.into_owned();
         text.push_str("\n\n");
-        push_text(status.content.as_deref().unwrap_or_default(), &mut text);
-        for option in status.poll.and_then(|poll| poll.options).into_iter().flatten() {
-            text.push_str("\n\n");
-            text.push_str(option.title.as_deref().unwrap_or_default());
-        }
-        for media in status.media_attachments.into_iter().flatten() {
-            text.push_str("\n\n");
-            text.push_str(media.description.as_deref().unwrap_or_default());
-        }
+        push_text(&text_or_null(content).ok_or("its content is not text")?, &mut text);
+        let [options] = members(poll.unwrap_or("null"), ["options"]).ok_or("its poll is not an object")?;
+        push_each(options, "title", &mut text).ok_or("its poll's options are not as they should be")?;
+        push_each(media, "description", &mut text).ok_or("its media are not as they should be")?;
         Ok(SearchText::new(text))
     }
 
@@ -125,6 +100,41 @@ impl SearchText {
         let after = self.original.get(at..).and_then(|text| text.chars().next());
         before.is_some_and(is_word) != after.is_some_and(is_word)
     }
+}
+
+/// The tokens of an object's members by these names, which may be missing; of null they all are. None for anything
+/// else.
+fn members<'a, const N: usize>(token: &'a str, names: [&str; N]) -> Option<[Option<&'a str>; N]> {
+    let mut found = [None; N];
+    let is_object = json::members(token, |name, token| {
+        if let Some((_, place)) = names.iter().zip(&mut found).find(|(wanted, _)| **wanted == name) {
+            *place = Some(token);
+        }
+    });
+    (is_object || token == "null").then_some(found)
+}
+
+/// Text; empty where it is null or missing. None for anything else.
+fn text_or_null(token: Option<&str>) -> Option<Cow<'_, str>> {
+    match token {
+        None | Some("null") => Some(Cow::Borrowed("")),
+        Some(token) => json::text(token),
+    }
+}
+
+/// Appends the text of that name of each object in an array, which may be null or missing. None where something has
+/// another type.
+fn push_each(array: Option<&str>, name: &str, out: &mut String) -> Option<()> {
+    let Some(array) = array.filter(|token| *token != "null") else { return Some(()) };
+    let mut all_good = true;
+    let is_array = json::elements(array, |element| {
+        let found = members(element, [name]).filter(|_| element != "null");
+        let text = found.and_then(|[token]| text_or_null(token));
+        all_good &= text.is_some();
+        out.push_str("\n\n");
+        out.push_str(&text.unwrap_or_default());
+    });
+    (is_array && all_good).then_some(())
 }
 
 /// The hashes of the first and the last run of a keyword.
