@@ -503,6 +503,7 @@ fn who_reads_no_answers_is_asked_to_leave() {
     wait_until("it is closed", PATIENCE * 4, || {
         let taken = connection.try_send(&said).is_ok();
         said = [&ping[..], &error].concat();
+        // The pace is what is tested: twice as fast would be over CLIENT_MESSAGE_RATE, and closed for that.
         std::thread::sleep(Duration::from_millis(50));
         !taken
     });

@@ -1,7 +1,7 @@
 //! The state of the whole process at one moment, as plain data: what metrics, pages and the live view show.
 //!
-//! Everything comes through [`Sources`], which [`server`](crate::server) implements over the rooms' own counters; this room
-//! reads and never writes. One model, so that text, JSON, metrics and plots cannot disagree.
+//! Everything comes through [`Sources`], which [`server`](crate::server) implements over the rooms' own counters;
+//! this room reads and never writes. One model, so that text, JSON, metrics and plots cannot disagree.
 //!
 //! Bounds: independent of the number of clients and channels, but for the lists that were asked for.
 
