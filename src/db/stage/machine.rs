@@ -370,7 +370,9 @@ impl Machine {
         for viewer in &ask.settings {
             viewer.set_settings(reply.settings.remove(&viewer.id).unwrap_or_default(), ask.sent_at);
         }
-        if let Some(feeds) = reply.feeds {
+        if let Some(feeds) = reply.feeds
+            && self.feeds.as_ref().is_none_or(|known| known.1 <= ask.sent_at)
+        {
             self.feeds = Some((feeds, ask.sent_at));
         }
         let mut loaded = Vec::new();

@@ -51,8 +51,11 @@ impl Viewer {
         age > age_max || age > Duration::from_millis(u64::from(here_ms))
     }
 
+    /// What PostgreSQL was asked for at `read_at`. Answers may overtake each other: the one asked for last counts.
     pub(super) fn set_settings(&self, settings: Settings, read_at: Duration) {
-        self.settings.store(Some(Arc::new((settings, read_at))));
+        if self.settings.load().as_ref().is_none_or(|known| known.1 <= read_at) {
+            self.settings.store(Some(Arc::new((settings, read_at))));
+        }
     }
 }
 

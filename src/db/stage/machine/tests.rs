@@ -97,6 +97,31 @@ fn covered(ask: &Ask) -> Vec<Id> {
 }
 
 #[test]
+fn of_two_answers_about_settings_the_one_asked_for_last_counts() {
+    let mut bench = Bench::new(&Limits::default());
+    bench.push(StageItem::Join(channel(0), 1));
+    let event = bench.status(channel(0), 9, "a");
+    bench.push_event(&event);
+    let first = bench.ask().unwrap();
+    bench.now = ms(1);
+    let second = Ask {
+        question: 0,
+        event: None,
+        covered: Arc::default(),
+        settings: first.settings.clone(),
+        loads: Vec::new(),
+        feeds: true,
+        sent_at: bench.now,
+    };
+    let german = Settings { languages: Some(Box::new(["de".into()])), ..Settings::default() };
+    let reply = Reply { settings: HashMap::from([(1, german)]), ..Reply::default() };
+    bench.machine.answer(&second, Ok(reply), bench.now, 0);
+    bench.answer(&first, &[]);
+    let verdict = event.audience().get().unwrap().verdict(1);
+    assert_eq!(verdict, Verdict::Withheld(Withheld::Language));
+}
+
+#[test]
 fn one_question_for_all_copies_and_the_answer_serves_for_a_second() {
     let mut bench = Bench::new(&Limits::default());
     for (number, account) in [(0, 1), (0, 2), (1, 2), (1, 3), (3, 4)] {
