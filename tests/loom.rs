@@ -5,16 +5,21 @@
 
 #[path = "../src/core/gate.rs"]
 mod gate;
+#[path = "../src/core/inbox.rs"]
+mod inbox;
 #[path = "../src/core/mailbox.rs"]
-mod mailbox;
+pub mod mailbox;
 
 mod core {
+    pub use crate::mailbox;
+
     pub mod sync {
         pub use loom::sync::{Arc, Mutex, MutexGuard, atomic};
     }
 }
 
 use gate::{Charge, Gate};
+use inbox::Inbox;
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 use mailbox::Mailbox;
@@ -30,6 +35,11 @@ impl Alarm {
     fn ring(&self) {
         *self.0.lock().unwrap() = true;
         self.1.notify_one();
+    }
+
+    /// What a poll that does not sleep does with wake-ups.
+    fn clear(&self) {
+        *self.0.lock().unwrap() = false;
     }
 
     fn wait(&self) {
@@ -125,5 +135,36 @@ fn whatever_is_put_into_a_mailbox_is_taken_out_in_its_senders_order() {
         all.retain(|item| *item != 1);
         assert_eq!(all, [10, 11]);
         senders.into_iter().for_each(|sender| sender.join().unwrap());
+    });
+}
+
+#[test]
+fn consumer_that_takes_one_item_per_turn_never_sleeps_while_items_wait() {
+    loom::model(|| {
+        let woken = Alarm::new();
+        let alarm = Arc::clone(&woken);
+        let mailbox = Arc::new(Mailbox::new(move || alarm.ring()));
+        let producer = thread::spawn({
+            let mailbox = Arc::clone(&mailbox);
+            move || {
+                mailbox.push_all(&mut vec![1, 2]);
+                mailbox.push(3);
+                mailbox.push(4);
+            }
+        });
+        // The ingest's loop: a turn, then a poll, which sleeps unless something was left behind, and which consumes a
+        // wake-up in either case. A lost wake-up is a deadlock.
+        let mut inbox = Inbox::new(mailbox);
+        let mut all = Vec::new();
+        while all.len() < 4 {
+            all.extend(inbox.take(1));
+            if inbox.has_more() {
+                woken.clear();
+            } else if all.len() < 4 {
+                woken.wait();
+            }
+        }
+        assert_eq!(all, [1, 2, 3, 4]);
+        producer.join().unwrap();
     });
 }

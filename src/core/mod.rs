@@ -12,6 +12,7 @@ pub mod gate;
 pub mod handover;
 pub mod hashtag;
 pub mod html_text;
+pub mod inbox;
 pub mod json;
 pub mod log;
 pub mod mailbox;

@@ -12,7 +12,6 @@
 
 mod connecting;
 
-use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -26,6 +25,7 @@ use crate::clock::Clock;
 use crate::core::counters::{add, set};
 use crate::core::gate::Gate;
 use crate::core::handover::{Command, Delivery, StageItem};
+use crate::core::inbox::Inbox;
 use crate::core::mailbox::Mailbox;
 use crate::core::stream::Channel;
 use crate::core::subscriptions::REACTORS_MAX;
@@ -178,11 +178,7 @@ fn wake(waker: &Waker) {
 struct Worker<S> {
     poll: Poll,
     waker: Arc<Waker>,
-    commands: Arc<Mailbox<Command<S>>>,
-    /// Reused for taking what waits in the mailbox.
-    inbox: Vec<Command<S>>,
-    /// Taken and not yet done.
-    taken: VecDeque<Command<S>>,
+    commands: Inbox<Command<S>>,
     cache: ThreadCache,
     router: Router<S>,
     link: Option<Link>,
@@ -219,9 +215,7 @@ impl<S: Send + 'static> Worker<S> {
         Worker {
             poll: ingest.poll,
             waker: ingest.waker,
-            commands: ingest.commands,
-            inbox: Vec::new(),
-            taken: VecDeque::new(),
+            commands: Inbox::new(ingest.commands),
             cache: ThreadCache::default(),
             router,
             link: None,
@@ -272,7 +266,13 @@ impl<S: Send + 'static> Worker<S> {
 
     /// Whether there are commands left that could be done.
     fn has_commands(&self) -> bool {
-        !self.taken.is_empty() && (self.link.is_some() || self.lost_at.is_some())
+        self.commands.has_more() && self.takes_commands()
+    }
+
+    /// Clients that connect during the very first attempt to reach Redis wait for its end: they connect as soon as
+    /// the server says that it listens, and nothing is lost yet. That attempt's thread wakes the ingest.
+    fn takes_commands(&self) -> bool {
+        self.link.is_some() || self.lost_at.is_some()
     }
 
     /// One turn. When to look again at the latest.
@@ -280,22 +280,10 @@ impl<S: Send + 'static> Worker<S> {
         let now = Instant::now();
         self.follow_master(now);
         let connect_at = self.connecting(now);
-        // Who comes while the very first attempt to connect is under way waits for its end: clients come as
-        // soon as the server says that it listens, and nothing is lost yet.
-        if self.link.is_some() || self.lost_at.is_some() {
-            if self.taken.is_empty() {
-                self.commands.drain(&mut self.inbox);
-                self.taken.extend(self.inbox.drain(..));
-                self.inbox.shrink_to(1024);
-            }
-            let part = self.taken.len().min(TURN_COMMANDS);
-            self.cache.came(part, self.clock.now());
-            for command in self.taken.drain(..part) {
-                self.router.command(command);
-            }
-            if self.taken.is_empty() {
-                self.taken.shrink_to(1024);
-            }
+        if self.takes_commands() {
+            let part = self.commands.take(TURN_COMMANDS);
+            self.cache.came(part.len(), self.clock.now());
+            part.for_each(|command| self.router.command(command));
         }
         let outcome =
             self.read().and_then(|()| self.heartbeat()).and_then(|heart| self.write().map(|()| heart));

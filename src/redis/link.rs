@@ -121,12 +121,14 @@ impl Link {
             }
         }
         // With TLS there may be something behind the socket's front.
-        if self.writable {
+        while self.writable {
             match self.socket.flush() {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
-                // It goes on with the next turn.
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(false),
-                result => result?,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => {
+                    result?;
+                    break;
+                }
             }
         }
         if self.output.is_empty() && self.output.capacity() > 4096 {
