@@ -81,6 +81,70 @@ pub const KEEP_ALIVE_GRACE: Duration = Duration::from_secs(1);
 /// not read is closed. Some 50 KiB.
 pub const ANSWERS_WAITING_MAX: usize = 256;
 
+/// How long the program waits before it tries again to reach Redis or a sentinel, after the first failure …
+pub const RETRY_DELAY_FIRST: Duration = Duration::from_millis(100);
+
+/// … and after many: the delays double in between.
+pub const RETRY_DELAY_MAX: Duration = Duration::from_secs(5);
+
+/// How long a connection that no client waits for may take: the subscriber connection and those to sentinels. Much
+/// shorter than `REDIS_AWAY_CLOSE`, so that several attempts fit before clients are closed.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The waits that a waiting client contains, each shorter than the one around it. A retry on a new connection fits
+/// into the whole: `answer + RETRY_DELAY_FIRST + connect + answer <= question < whole`.
+///
+/// | wait | share of the whole | for 10 s |
+/// |---|---|---|
+/// | `whole`: `DOOR_TIMEOUT` for a newcomer, `AUDIENCE_TIMEOUT` for a status | | 10 s |
+/// | `question`: a statement or a batch of presence keys, with its retry | 97 % | 9.7 s |
+/// | `answer`: one attempt, from sending to the last byte of the answer | 33 %, at most 10 s | 3.3 s |
+/// | `connect`: a new connection with name look-up, TLS and login | 25 %, at most 5 s | 2.5 s |
+/// | `address`: TCP to one address | 20 %, at most 4 s | 2 s |
+/// | `stagger`: before the next address of the name is tried beside it (RFC 8305) | 2.5 %, at most 250 ms | 250 ms |
+///
+/// A whole under [`Waits::WHOLE_MIN`] has the waits of that, and ends first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs)]
+pub struct Waits {
+    pub question: Duration,
+    pub answer: Duration,
+    pub connect: Duration,
+    pub address: Duration,
+    pub stagger: Duration,
+}
+
+impl Waits {
+    /// Under this, `RETRY_DELAY_FIRST` leaves no room for a retry.
+    pub const WHOLE_MIN: Duration = Duration::from_secs(2);
+
+    /// What fits into that.
+    pub fn within(whole: Duration) -> Waits {
+        let whole = whole.max(Waits::WHOLE_MIN);
+        let share =
+            |per_mille: u32, most_ms: u64| (whole * per_mille / 1000).min(Duration::from_millis(most_ms));
+        Waits {
+            question: share(970, u64::MAX),
+            answer: share(330, 10_000),
+            connect: share(250, 5_000),
+            address: share(200, 4_000),
+            stagger: share(25, 250),
+        }
+    }
+}
+
+impl Limits {
+    /// What fits into `DOOR_TIMEOUT`.
+    pub fn door_waits(&self) -> Waits {
+        Waits::within(self.door_timeout)
+    }
+
+    /// What fits into `AUDIENCE_TIMEOUT`.
+    pub fn audience_waits(&self) -> Waits {
+        Waits::within(self.audience_timeout)
+    }
+}
+
 /// Bounds and intervals that can be set.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
@@ -201,5 +265,27 @@ impl Default for Limits {
             keep_alive: Duration::from_secs(5),
             reactors: std::thread::available_parallelism().map_or(1, |cores| cores.get().min(4)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_wait_is_shorter_than_the_wait_that_contains_it() {
+        let wholes = (2_000..60_000).step_by(250).chain([100_000, 3_600_000]);
+        for whole in wholes.map(Duration::from_millis) {
+            let Waits { question, answer, connect, address, stagger } = Waits::within(whole);
+            let nested = [Duration::ZERO, stagger, address, connect, answer, question, whole];
+            assert!(nested.is_sorted_by(|inner, outer| inner < outer), "{whole:?}: {nested:?}");
+            let retried = answer + RETRY_DELAY_FIRST + connect + answer;
+            assert!(retried <= question, "{whole:?}: a retry ends after {retried:?} of {question:?}");
+            assert!(stagger * 4 < address, "{whole:?}: four dead addresses leave no time for the fifth");
+        }
+        let defaults = Limits::default();
+        assert_eq!(defaults.door_waits(), Waits::within(Duration::from_secs(10)));
+        assert!(RETRY_DELAY_MAX + CONNECT_TIMEOUT < defaults.redis_away_close / 2, "two attempts fit");
+        assert_eq!(Waits::within(Duration::from_millis(10)), Waits::within(Waits::WHOLE_MIN));
     }
 }

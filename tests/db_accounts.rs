@@ -9,6 +9,7 @@ use std::time::Duration;
 use support::postgres::Postgres;
 use tidegate::core::stream::Scopes;
 use tidegate::db::{Accounts, DbError, Host, Options, Pool};
+use tidegate::limits::Waits;
 
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
@@ -129,11 +130,9 @@ fn errors_say_what_is_wrong() {
 fn a_statement_that_takes_too_long_is_cancelled_and_its_connection_is_not_used_again() {
     let Some(server) = Postgres::start() else { return };
     runtime().block_on(async {
-        let options = Options {
-            statement_timeout: Duration::from_millis(200),
-            pool_size: 1,
-            ..server.options("postgres")
-        };
+        let options = server.options("postgres");
+        let waits = Waits { answer: Duration::from_millis(200), ..options.waits };
+        let options = Options { waits, pool_size: 1, ..options };
         let pool = Pool::new(&options).unwrap();
         pool.ping().await.unwrap();
         let error = pool.query("SELECT pg_sleep(1000)", &[]).await.unwrap_err();

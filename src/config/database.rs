@@ -30,8 +30,8 @@ pub struct Database {
     pub tls: DatabaseTls,
     /// Connections at most, all uses together.
     pub pool_size: usize,
-    /// How long connecting may take.
-    pub connect_timeout: Duration,
+    /// How long connecting may take, if that is given. What fits into `DOOR_TIMEOUT` is the limit all the same.
+    pub connect_timeout: Option<Duration>,
 }
 
 /// Where PostgreSQL is.
@@ -148,7 +148,7 @@ pub(super) fn database(read: &mut Reader) -> Option<Database> {
         options: given.options,
         tls,
         pool_size,
-        connect_timeout: given.connect_timeout.unwrap_or(Duration::from_secs(15)),
+        connect_timeout: given.connect_timeout,
     })
 }
 

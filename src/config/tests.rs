@@ -43,7 +43,7 @@ fn production_defaults() {
         (5432, "mastodon", "mastodon_production")
     );
     assert_eq!((database.password, database.pool_size), (None, 10));
-    assert_eq!(database.connect_timeout, Duration::from_secs(15));
+    assert_eq!(database.connect_timeout, None);
     assert_eq!((database.tls.mode, database.tls.roots), (SslMode::Prefer, RootCerts::Default));
     assert_eq!((config.log.level, config.log.format), (LogLevel::Info, LogFormat::Text));
     assert_eq!(config.limits, Limits::default());
@@ -224,7 +224,7 @@ fn postgresql_by_url() {
     assert_eq!(set.password.unwrap().expose(), "p:/w");
     assert_eq!(
         (set.options.as_deref(), set.connect_timeout),
-        (Some("-c search_path=x"), Duration::from_secs(3))
+        (Some("-c search_path=x"), Some(Duration::from_secs(3)))
     );
 
     let pool = [("DB_POOL", "7"), ("STREAMING_DB_POOL", "3")];

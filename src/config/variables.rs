@@ -172,7 +172,7 @@ variables! {
         BACKPRESSURE_HIGH_BYTES = "16MiB", "Undelivered messages of all clients together. Over it reading from Redis pauses; at half of it, it goes on. Sizes may end in KiB, MiB or GiB.";
         MAX_MESSAGE_BYTES = "8MiB", "A longer message is skipped; the clients of its channel are closed and told.";
         SLOW_CLIENT_GRACE = "5", "Seconds that a client may hold old messages back without finishing one, and that any pause may last.";
-        DOOR_TIMEOUT = "10", "Seconds that a newcomer or a subscription waits for Redis and PostgreSQL.";
+        DOOR_TIMEOUT = "10", "Seconds that a newcomer or a subscription waits for Redis and PostgreSQL. An attempt to connect takes at most a quarter of them, an answer a third, so that a retry fits in.";
         GAP_CLOSE_SPREAD = "10", "Seconds over which clients are closed after messages may have been missed.";
         REDIS_AWAY_CLOSE = "30", "Seconds after which clients are closed when Redis stays away.";
         DRAIN_SECONDS = "10", "Seconds over which clients are closed at shutdown.";

@@ -19,7 +19,8 @@ pub mod stage;
 pub mod tls;
 
 use std::path::PathBuf;
-use std::time::Duration;
+
+use crate::limits::{Limits, Waits};
 
 pub use accounts::{Accounts, Token};
 pub use pool::{DbError, Pool, PoolStats};
@@ -74,10 +75,8 @@ pub struct Options {
     pub encryption: Encryption,
     /// `DB_POOL`: connections at most.
     pub pool_size: usize,
-    /// How long a new connection may take, name look-up and authentication included.
-    pub connect_timeout: Duration,
-    /// How long a statement may take, from its sending to its last row; then it is cancelled.
-    pub statement_timeout: Duration,
+    /// How long connecting, a statement (which is then cancelled) and a statement with its retry may take.
+    pub waits: Waits,
 }
 
 impl Default for Options {
@@ -91,8 +90,7 @@ impl Default for Options {
             session_options: None,
             encryption: Encryption::default(),
             pool_size: 10,
-            connect_timeout: Duration::from_secs(15),
-            statement_timeout: Duration::from_secs(10),
+            waits: Limits::default().door_waits(),
         }
     }
 }

@@ -29,6 +29,7 @@ use tracing::{debug, info, warn};
 
 use super::tls::{self, Attempt, Encryption};
 use super::{Host, Options};
+use crate::limits::Waits;
 use crate::logging::Limited;
 
 /// A statement's parameter with its type: unnamed statements need it up front.
@@ -71,13 +72,13 @@ pub enum DbError {
     },
     /// No connection was free, or the statement took longer than it may.
     #[error(
-        "PostgreSQL at {at} did not answer within {seconds} s; it is overloaded, or DB_POOL is too small"
+        "PostgreSQL at {at} did not answer within {seconds:.1} s; it is overloaded, or DB_POOL is too small"
     )]
     Slow {
         /// Its address.
         at: Arc<str>,
         /// The bound that was reached.
-        seconds: u64,
+        seconds: f32,
     },
     /// It refused the statement: not Mastodon's database, or a version whose tables differ.
     #[error(
@@ -113,7 +114,7 @@ struct Inner {
     cancel: Cancel,
     at: Arc<str>,
     encryption: Encryption,
-    statement_timeout: Duration,
+    waits: Waits,
     lost: AtomicBool,
     statements: AtomicU64,
     refusals: Limited,
@@ -135,7 +136,7 @@ impl Pool {
         let connector = Connector {
             at: Arc::clone(&at),
             encryption: options.encryption.clone(),
-            connect_timeout: options.connect_timeout,
+            address_timeout: options.waits.address,
             fell_back: AtomicBool::new(false),
         };
         let config = ManagerConfig { recycling_method: RecyclingMethod::Fast };
@@ -143,8 +144,8 @@ impl Pool {
         let pool = deadpool_postgres::Pool::builder(manager)
             .max_size(options.pool_size.max(1))
             .runtime(deadpool_postgres::Runtime::Tokio1)
-            .wait_timeout(Some(options.statement_timeout))
-            .create_timeout(Some(options.connect_timeout))
+            .wait_timeout(Some(options.waits.answer))
+            .create_timeout(Some(options.waits.connect))
             .queue_mode(QueueMode::Lifo)
             .build()
             .map_err(|error| DbError::Away { at: Arc::clone(&at), cause: error.to_string().into() })?;
@@ -163,7 +164,7 @@ impl Pool {
                 cancel,
                 at,
                 encryption: options.encryption.clone(),
-                statement_timeout: options.statement_timeout,
+                waits: options.waits,
                 lost: AtomicBool::new(false),
                 statements: AtomicU64::new(0),
                 refusals: Limited::every(Duration::from_secs(30)),
@@ -176,12 +177,17 @@ impl Pool {
     /// # Errors
     /// See [`DbError`]; by then the loss of PostgreSQL has been logged, once.
     pub async fn query(&self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>, DbError> {
-        let mut result = self.query_once(sql, params).await;
-        // A connection that died while it was idle is found out by using it. The others may be as dead, but
-        // the pool notices that by itself now that the runtime has seen their sockets.
-        if matches!(&result, Err(Failure::Dying(_))) {
-            result = self.query_once(sql, params).await;
-        }
+        let both = async {
+            let result = self.query_once(sql, params).await;
+            // A connection that died while it was idle is found out by using it. The others may be as dead, but
+            // the pool notices that by itself now that the runtime has seen their sockets.
+            match result {
+                Err(Failure::Dying(_)) => self.query_once(sql, params).await,
+                result => result,
+            }
+        };
+        let result = timeout(self.inner.waits.question, both).await;
+        let result = result.unwrap_or_else(|_| Err(Failure::Final(self.inner.slow())));
         let error = match result {
             Ok(rows) => {
                 if self.inner.lost.swap(false, Ordering::Relaxed) {
@@ -243,7 +249,7 @@ impl Pool {
         let lease = Lease(Some(object));
         let Some(client) = lease.0.as_ref() else { return Err(Failure::Final(inner.slow())) };
         inner.statements.fetch_add(1, Ordering::Relaxed);
-        match timeout(inner.statement_timeout, client.query_typed(sql, params)).await {
+        match timeout(inner.waits.answer, client.query_typed(sql, params)).await {
             Ok(Ok(rows)) => {
                 lease.give_back();
                 Ok(rows)
@@ -279,7 +285,7 @@ impl Inner {
     }
 
     fn slow(&self) -> DbError {
-        DbError::Slow { at: Arc::clone(&self.at), seconds: self.statement_timeout.as_secs() }
+        DbError::Slow { at: Arc::clone(&self.at), seconds: self.waits.answer.as_secs_f32() }
     }
 
     fn failure(&self, error: &tokio_postgres::Error) -> Failure {
@@ -360,7 +366,7 @@ impl Drop for Lease {
 struct Connector {
     at: Arc<str>,
     encryption: Encryption,
-    connect_timeout: Duration,
+    address_timeout: Duration,
     /// Whether it was said that TLS failed and that connections are plain therefore.
     fell_back: AtomicBool,
 }
@@ -373,7 +379,7 @@ impl Connector {
         let mut first: Option<tokio_postgres::Error> = None;
         for attempt in attempts {
             let mut config = config.clone();
-            config.connect_timeout(self.connect_timeout).ssl_mode(match attempt {
+            config.connect_timeout(self.address_timeout).ssl_mode(match attempt {
                 Attempt::Plain => SslMode::Disable,
                 Attempt::Offered => SslMode::Prefer,
                 Attempt::Encrypted => SslMode::Require,

@@ -37,7 +37,7 @@ use super::{Options, audience, feeds, filters};
 use crate::clock::Clock;
 use crate::core::handover::{Delivery, StageItem};
 use crate::core::mailbox::Mailbox;
-use crate::limits::Limits;
+use crate::limits::{Limits, Waits};
 
 /// Connections of the stage's own: questions that are asked at once.
 const CONNECTIONS: usize = 4;
@@ -78,10 +78,10 @@ impl Stage {
     /// The connection settings for the stage's pool, from the server's: its share of the connections, and
     /// no statement or connection attempt that outlasts `AUDIENCE_TIMEOUT`.
     pub fn options(options: &Options, limits: &Limits) -> Options {
+        let waits = limits.audience_waits();
         Options {
             pool_size: Stage::connections(options.pool_size),
-            statement_timeout: options.statement_timeout.min(limits.audience_timeout),
-            connect_timeout: options.connect_timeout.min(limits.audience_timeout),
+            waits: Waits { connect: options.waits.connect.min(waits.connect), ..waits },
             ..options.clone()
         }
     }

@@ -4,8 +4,7 @@
 use std::hash::BuildHasher;
 use std::time::Duration;
 
-const FIRST: Duration = Duration::from_millis(100);
-const LONGEST: Duration = Duration::from_secs(5);
+use crate::limits::{RETRY_DELAY_FIRST, RETRY_DELAY_MAX};
 
 /// Counts failed attempts.
 #[derive(Debug, Default)]
@@ -22,7 +21,7 @@ impl Backoff {
 
     /// It failed: wait that long, between half of the step and all of it; the steps double from 0.1 to 5 s.
     pub fn next_delay(&mut self) -> Duration {
-        let step = FIRST.saturating_mul(1 << self.failures.min(16)).min(LONGEST);
+        let step = RETRY_DELAY_FIRST.saturating_mul(1 << self.failures.min(16)).min(RETRY_DELAY_MAX);
         self.failures = self.failures.saturating_add(1);
         let share = self.random.hash_one(self.failures) % 1000;
         step / 2 + step.mul_f64(share as f64 / 2000.0)
@@ -41,6 +40,6 @@ mod tests {
             assert!((step / 2..=step).contains(&delay), "{delay} ms in a step of {step} ms");
         }
         backoff.reset();
-        assert!(backoff.next_delay() <= FIRST);
+        assert!(backoff.next_delay() <= RETRY_DELAY_FIRST);
     }
 }

@@ -1,7 +1,7 @@
 //! How a connection to Redis begins: the address, with sentinels whom they name, TLS, and the [`Greeting`],
 //! under a blocking and an asynchronous cover. Errors say whose fault it is and what to do.
 //!
-//! Bound: each attempt has a deadline, [`CONNECT_TIMEOUT`] as a rule.
+//! Bound: each attempt has a deadline, which the caller takes from `limits`.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -17,9 +17,6 @@ use crate::redis::sentinel::Sentinels;
 use crate::redis::socket::{AsyncSocket, BlockingSocket, TlsSocket};
 use crate::redis::{Address, Options};
 use crate::tls;
-
-/// How long an attempt may take, name look-up included.
-pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why there is no connection. The text names the address and what to do, and never a password.
 #[derive(Debug, thiserror::Error)]
@@ -256,6 +253,7 @@ fn time_left(address: &Address, deadline: Instant) -> Result<Duration, ConnectEr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::CONNECT_TIMEOUT;
 
     #[test]
     fn nobody_there_is_said_with_the_address() {

@@ -7,6 +7,8 @@
 //! command connection too, made after it: behind a proxy or after a failover the old one might still lead to
 //! the server of before.
 //!
+//! An answer has so little time that a second attempt on a new connection fits into `DOOR_TIMEOUT`.
+//!
 //! Bounds: [`QUEUE_BATCHES`] batches wait here, of at most [`BATCH_CHANNELS`] each; the ingest keeps the rest
 //! in its table. Tested against a real Redis in `tests/redis_ingest`.
 
@@ -26,11 +28,11 @@ use crate::core::counters::add;
 use crate::core::handover::Command;
 use crate::core::mailbox::Mailbox;
 use crate::core::stream::Channel;
-use crate::limits::{HEADROOM_INTERVAL, Limits};
+use crate::limits::{HEADROOM_INTERVAL, Limits, Waits};
 use crate::redis::Options;
 use crate::redis::backoff::Backoff;
 use crate::redis::command::{decode_answer, encode, encode_presence};
-use crate::redis::connect::{CONNECT_TIMEOUT, ConnectError, Role, advice, connect_async, tell};
+use crate::redis::connect::{ConnectError, Role, advice, connect_async, tell};
 use crate::redis::headroom::{Headroom, Held, OutputLimits, find_omem};
 use crate::redis::socket::AsyncSocket;
 use crate::redis::stats::PresenceStats;
@@ -45,8 +47,6 @@ pub const KEY_LIFETIMES: u32 = 3;
 /// A key that nobody needs is set once more to end so soon: Redis needs to allow nothing but `SET`.
 const STALE_SECONDS: u64 = 1;
 
-/// How long Redis may take to answer what was asked together.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Batches that are asked together.
 const TOGETHER: usize = 8;
 /// Longest answer: `CLIENT LIST TYPE pubsub` on a busy server.
@@ -95,6 +95,7 @@ pub struct Presence {
     /// Received, and not set.
     waiting: Vec<Batch>,
     options: Options,
+    waits: Waits,
     key_seconds: u64,
     clock: Clock,
     headroom: Arc<Headroom>,
@@ -111,6 +112,7 @@ pub fn new(options: Options, limits: &Limits, clock: Clock) -> (Requests, Presen
         subscriber: subscriber_end,
         waiting: Vec::new(),
         options,
+        waits: limits.door_waits(),
         key_seconds: (limits.presence_refresh * KEY_LIFETIMES).as_secs().max(1),
         clock,
         headroom: Arc::clone(&headroom),
@@ -197,12 +199,14 @@ impl Presence {
         failing: &mut bool,
     ) -> Result<std::convert::Infallible, End> {
         let epoch = self.subscriber.borrow_and_update().epoch;
-        let connected = timeout(CONNECT_TIMEOUT, connect_async(&self.options, Role::Command)).await;
+        let connected = timeout(self.waits.connect, connect_async(&self.options, Role::Command)).await;
         let stream = match connected {
             Ok(connected) => connected?.stream,
             Err(_) => return Err(ConnectError::Timeout(self.options.address.clone()).into()),
         };
-        let mut connection = Connection { stream, input: BytesMut::new(), ask_by_type: false, denied: false };
+        let answer = self.waits.answer;
+        let mut connection =
+            Connection { stream, answer, input: BytesMut::new(), ask_by_type: false, denied: false };
         self.headroom.set_limits(connection.limits().await?);
         self.stats.connected.store(true, Relaxed);
         self.headroom.set_answers(true);
@@ -304,6 +308,8 @@ impl Presence {
 /// A command connection.
 struct Connection {
     stream: AsyncSocket,
+    /// How long Redis may take to answer what was asked together.
+    answer: Duration,
     input: BytesMut,
     /// Redis before 6.2: it lists a class of clients, not one.
     ask_by_type: bool,
@@ -335,7 +341,7 @@ impl Connection {
             }
             Ok(frames)
         };
-        match timeout(ANSWER_TIMEOUT, async { tokio::try_join!(write, read) }).await {
+        match timeout(self.answer, async { tokio::try_join!(write, read) }).await {
             Ok(Ok(((), frames))) => Ok(frames),
             Ok(Err(end)) => Err(end),
             Err(_) => Err(End::Timeout),

@@ -26,9 +26,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{sleep, timeout};
 
 use crate::config::{self, HostPort, Secret};
+use crate::limits::CONNECT_TIMEOUT;
 use crate::redis::backoff::Backoff;
 use crate::redis::command::{decode_answer, encode};
-use crate::redis::connect::{CONNECT_TIMEOUT, ConnectError, Greeting, Role, connect_async, dialogue, tell};
+use crate::redis::connect::{ConnectError, Greeting, Role, connect_async, dialogue, tell};
 use crate::redis::{Address, Options};
 use crate::tls::Client;
 

@@ -27,7 +27,7 @@ use crate::core::relay::Pressure;
 use crate::db::{self, Accounts, Pool, Stage, StageHandle};
 use crate::demo::{self, Demo};
 use crate::door::{self, Directory, Door, Listener, MemoryDirectory};
-use crate::limits::{ADMIN_CONNECTIONS_MAX, LINGER, Limits};
+use crate::limits::{ADMIN_CONNECTIONS_MAX, LINGER, Limits, Waits};
 use crate::reactor::{Links, Reactor, Socket};
 use crate::redis::headroom::Headroom;
 use crate::redis::ingest::{self, Ingest};
@@ -427,6 +427,7 @@ fn database_options(config: &Config) -> Result<Option<db::Options>, Failure> {
             .map_err(|error| Failure(format!("PostgreSQL: {error}")))?,
         DatabaseHost::SocketDir(_) => db::Encryption::default(),
     };
+    let waits = config.limits.door_waits();
     Ok(Some(db::Options {
         host: match &database.host {
             DatabaseHost::Tcp(host) => db::Host::Tcp(host.clone()),
@@ -437,10 +438,12 @@ fn database_options(config: &Config) -> Result<Option<db::Options>, Failure> {
         password: database.password.as_ref().map(|secret| secret.expose().to_owned()),
         dbname: database.name.clone(),
         pool_size: database.pool_size,
-        connect_timeout: database.connect_timeout,
+        waits: Waits {
+            connect: database.connect_timeout.map_or(waits.connect, |given| given.min(waits.connect)),
+            ..waits
+        },
         session_options: database.options.clone(),
         encryption,
-        ..db::Options::default()
     }))
 }
 

@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use super::{SOCKET, Worker, wake};
 use crate::core::counters::{add, set};
-use crate::redis::connect::{CONNECT_TIMEOUT, ConnectError, Connected, Role, connect};
+use crate::limits::CONNECT_TIMEOUT;
+use crate::redis::connect::{ConnectError, Connected, Role, connect};
 use crate::redis::link::Link;
 use crate::redis::loss::Loss;
 use crate::redis::presence::Subscriber;

@@ -8,6 +8,7 @@ use tokio_postgres::types::Type;
 use super::{PATIENCE, Report};
 use crate::config::Config;
 use crate::db::{Options, Pool, TABLES};
+use crate::limits::Waits;
 
 /// What holds for one column.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -33,7 +34,7 @@ SELECT current_setting('server_version'), current_setting('max_connections')::in
 pub(super) async fn check(report: &mut Report<'_>, config: &Config) {
     let about = "PostgreSQL";
     let options = match crate::server::database_options(config) {
-        Ok(Some(options)) => Options { statement_timeout: PATIENCE, ..options },
+        Ok(Some(options)) => Options { waits: Waits::within(PATIENCE), ..options },
         Ok(None) => return,
         Err(failure) => return report.fail(about, failure),
     };
