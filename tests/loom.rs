@@ -67,7 +67,10 @@ fn until_open(gate: &Gate, opened: &Alarm) {
 
 #[test]
 fn whoever_finds_the_gate_closed_is_woken_by_the_last_to_let_go() {
-    loom::model(|| {
+    let mut model = loom::model::Builder::new();
+    // All orders take minutes; those in which no thread is interrupted more often than this take seconds.
+    model.preemption_bound = Some(3);
+    model.check(|| {
         let (gate, opened) = gate(15, 5);
         let held = [Charge::new(&gate, 10), Charge::new(&gate, 10)];
         let droppers = held.map(|charge| thread::spawn(move || drop(charge)));
@@ -81,7 +84,9 @@ fn whoever_finds_the_gate_closed_is_woken_by_the_last_to_let_go() {
 
 #[test]
 fn frames_that_are_rendered_meanwhile_count_and_are_given_back() {
-    loom::model(|| {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(|| {
         let (gate, opened) = gate(15, 5);
         let event = Arc::new(Charge::new(&gate, 10));
         let other = Arc::clone(&event);
@@ -111,6 +116,26 @@ fn a_gate_that_closes_again_opens_again() {
         dropper.join().unwrap();
         another.join().unwrap();
         assert_eq!(gate.held_bytes(), 0);
+    });
+}
+
+/// Bytes given back meanwhile, down to the low mark, do not swallow the announcement.
+#[test]
+fn passing_the_evict_mark_is_announced_whatever_is_given_back_meanwhile() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(|| {
+        // The evict mark is at 10.
+        let (gate, changed) = gate(15, 5);
+        let held = Charge::new(&gate, 11);
+        changed.wait();
+        let dropper = thread::spawn(move || drop(held));
+        let taken = Charge::new(&gate, 11);
+        dropper.join().unwrap();
+        // Either it was never at the low mark since the first announcement, or there is another one.
+        drop(taken);
+        let _third = Charge::new(&gate, 11);
+        changed.wait();
     });
 }
 

@@ -5,6 +5,14 @@
 //! gate closes, at the low mark it opens. It is the only place where reading pauses. One atomic add per
 //! event and per frame, none per delivery.
 //!
+//! Halfway between the two marks is a third, the evict mark: over it, stalled clients are closed
+//! ([`relay`](crate::core::relay)), so that reading need not pause for a client that reads nothing.
+//!
+//! Each change is announced: more than the evict mark is held; the gate is closed; the gate is open again. The
+//! announcement wakes every thread that acts on the gate, since the bytes may be held by a reactor that has
+//! nothing else to do. A fill level that swings about the evict mark is announced once, until it has been at the
+//! low mark again.
+//!
 //! How far over the budget: by the message that crosses the high mark, and by the frames of messages that were
 //! read before it, since a frame counts from the moment when somebody needs it. For each message that is one
 //! frame per transport in use, hardly longer than the message (escaping makes a WebSocket's longer by its
@@ -25,7 +33,9 @@ pub struct Gate {
     high_bytes: usize,
     low_bytes: usize,
     closed: AtomicBool,
-    opened: Box<dyn Fn() + Send + Sync>,
+    /// More than the evict mark was held, and since then never as little as the low mark.
+    pressed: AtomicBool,
+    changed: Box<dyn Fn() + Send + Sync>,
 }
 
 impl std::fmt::Debug for Gate {
@@ -35,16 +45,17 @@ impl std::fmt::Debug for Gate {
 }
 
 impl Gate {
-    /// A gate over `high_bytes`, opening again at `low_bytes`. `opened` is called, from whichever thread
-    /// dropped the last bytes, when a closed gate opens: it wakes the ingest.
-    pub fn new(high_bytes: usize, low_bytes: usize, opened: impl Fn() + Send + Sync + 'static) -> Arc<Gate> {
+    /// A gate over `high_bytes`, opening again at `low_bytes`. `changed` is called after each change, from the
+    /// thread that made it; it wakes the ingest and every reactor, and must not block.
+    pub fn new(high_bytes: usize, low_bytes: usize, changed: impl Fn() + Send + Sync + 'static) -> Arc<Gate> {
         assert!(low_bytes <= high_bytes);
         Arc::new(Gate {
             held_bytes: AtomicUsize::new(0),
             high_bytes,
             low_bytes,
             closed: AtomicBool::new(false),
-            opened: Box::new(opened),
+            pressed: AtomicBool::new(false),
+            changed: Box::new(changed),
         })
     }
 
@@ -63,9 +74,15 @@ impl Gate {
         self.low_bytes
     }
 
-    /// Whether as many bytes are held as the budget allows: the moment for slow clients to be looked at.
+    /// The mark over which stalled clients are closed, in bytes. The rest of the budget is what may be read while
+    /// the reactors do that.
+    pub fn evict_bytes(&self) -> usize {
+        self.low_bytes + (self.high_bytes - self.low_bytes) / 2
+    }
+
+    /// Whether clients that hold bytes are to be looked at: reading is paused, or soon will be.
     pub fn is_over(&self) -> bool {
-        self.held_bytes() > self.high_bytes
+        self.held_bytes() > self.evict_bytes() || self.is_closed()
     }
 
     /// Asked by the ingest before each message: closes the gate when too much is held, and says whether
@@ -85,6 +102,7 @@ impl Gate {
             self.closed.swap(false, Ordering::SeqCst);
             return true;
         }
+        (self.changed)();
         false
     }
 
@@ -93,14 +111,41 @@ impl Gate {
         self.closed.load(Ordering::SeqCst)
     }
 
+    fn take(&self, bytes: usize) {
+        let held = self.held_bytes.fetch_add(bytes, Ordering::SeqCst) + bytes;
+        if held > self.evict_bytes() && !self.pressed.load(Ordering::SeqCst) {
+            self.review_pressed();
+        }
+    }
+
     fn give_back(&self, bytes: usize) {
         let before = self.held_bytes.fetch_sub(bytes, Ordering::SeqCst);
         debug_assert!(before >= bytes);
-        if before - bytes <= self.low_bytes
-            && self.closed.load(Ordering::SeqCst)
-            && self.closed.swap(false, Ordering::SeqCst)
-        {
-            (self.opened)();
+        if before - bytes > self.low_bytes {
+            return;
+        }
+        if self.closed.load(Ordering::SeqCst) && self.closed.swap(false, Ordering::SeqCst) {
+            (self.changed)();
+        }
+        if self.pressed.load(Ordering::SeqCst) {
+            self.review_pressed();
+        }
+    }
+
+    /// Makes `pressed` agree with the count. A thread that changes the flag looks at the count again: another
+    /// thread that changed the count meanwhile may have seen the flag as it was before. Each look is a change of
+    /// the count as well, for the reason given in [`may_read`](Self::may_read).
+    fn review_pressed(&self) {
+        loop {
+            let held = self.held_bytes.fetch_add(0, Ordering::SeqCst);
+            if held > self.evict_bytes() {
+                if self.pressed.swap(true, Ordering::SeqCst) {
+                    return;
+                }
+                (self.changed)();
+            } else if held > self.low_bytes || !self.pressed.swap(false, Ordering::SeqCst) {
+                return;
+            }
         }
     }
 }
@@ -115,14 +160,14 @@ pub struct Charge {
 impl Charge {
     /// Counts `bytes` from now on.
     pub fn new(gate: &Arc<Gate>, bytes: usize) -> Charge {
-        gate.held_bytes.fetch_add(bytes, Ordering::SeqCst);
+        gate.take(bytes);
         Charge { gate: Arc::clone(gate), bytes: AtomicUsize::new(bytes) }
     }
 
     /// Counts `more` bytes with it (a frame that was rendered).
     pub fn add(&self, more: usize) {
         self.bytes.fetch_add(more, Ordering::Relaxed);
-        self.gate.held_bytes.fetch_add(more, Ordering::SeqCst);
+        self.gate.take(more);
     }
 
     /// The bytes counted so far.

@@ -66,6 +66,7 @@ impl std::fmt::Debug for Links {
 pub struct Reactor {
     number: u16,
     poll: Poll,
+    waker: Arc<Waker>,
     inbox: Arc<Mailbox<Delivery<Socket>>>,
     counters: Arc<ReactorCounters>,
 }
@@ -74,13 +75,16 @@ impl Reactor {
     /// The `number`-th reactor, with a poll of its own.
     pub fn new(number: u16) -> io::Result<Reactor> {
         let poll = Poll::new()?;
-        let waker = Waker::new(poll.registry(), WAKE)?;
-        let inbox = Arc::new(Mailbox::new(move || {
-            if let Err(error) = waker.wake() {
-                tracing::error!(%error, "a reactor cannot be woken");
-            }
-        }));
-        Ok(Reactor { number, poll, inbox, counters: Arc::default() })
+        let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
+        let of_mailbox = Arc::clone(&waker);
+        let inbox = Arc::new(Mailbox::new(move || wake(&of_mailbox)));
+        Ok(Reactor { number, poll, waker, inbox, counters: Arc::default() })
+    }
+
+    /// Makes the reactor take a turn: for changes of the gate, which it looks at in every turn.
+    pub fn waker(&self) -> impl Fn() + Send + Sync + 'static {
+        let waker = Arc::clone(&self.waker);
+        move || wake(&waker)
     }
 
     /// Where its deliveries go.
@@ -109,6 +113,12 @@ impl Reactor {
             buffer: vec![0; READ_BYTES].into_boxed_slice(),
         };
         std::thread::Builder::new().name(name).spawn(move || running.run())
+    }
+}
+
+fn wake(waker: &Waker) {
+    if let Err(error) = waker.wake() {
+        tracing::error!(%error, "a reactor cannot be woken");
     }
 }
 

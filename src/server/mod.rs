@@ -88,11 +88,18 @@ async fn serve(mut config: Config, passed: Passed) -> Result<(), Failure> {
     if let Some(trails) = telemetry.as_ref().and_then(|telemetry| telemetry.trails(clock)) {
         ingest.follow(trails);
     }
-    let gate = Gate::new(limits.backpressure_high_bytes, limits.backpressure_high_bytes / 2, ingest.waker());
     let reactors = (0..limits.reactors)
         .map(|number| Reactor::new(number as u16))
         .collect::<std::io::Result<Vec<_>>>()
         .map_err(|error| no_poll(&error))?;
+    let gate = {
+        let (ingest, reactors) = (ingest.waker(), reactors.iter().map(Reactor::waker).collect::<Vec<_>>());
+        let (high, low) = (limits.backpressure_high_bytes, limits.backpressure_high_bytes / 2);
+        Gate::new(high, low, move || {
+            ingest();
+            reactors.iter().for_each(|wake| wake());
+        })
+    };
     let mailboxes: Vec<Arc<Mailbox<Delivery<Socket>>>> = reactors.iter().map(Reactor::inbox).collect();
     let clients: Arc<[AtomicUsize]> = reactors.iter().map(|_| AtomicUsize::new(0)).collect();
 
@@ -496,7 +503,7 @@ fn pressure(
 ) -> Box<dyn Fn() -> Pressure + Send> {
     Box::new(move || {
         let now = clock.now();
-        let mut pressure = Pressure { over: gate.is_over() || gate.is_closed(), ..Pressure::default() };
+        let mut pressure = Pressure { over: gate.is_over(), ..Pressure::default() };
         if pressure.over
             && let Some(paused) = stats.pause(now)
         {
