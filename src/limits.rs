@@ -145,6 +145,16 @@ impl Limits {
     }
 }
 
+/// How long `/ready` waits for each thread to begin another turn. A turn takes milliseconds, even of a crowd.
+pub const THREAD_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Lines of the log that wait for its reader, in bytes; further ones are dropped and counted. Some 2,000 lines: more
+/// than a start, an outage and an end write together.
+pub const LOG_QUEUE_BYTES: usize = 256 * 1024;
+
+/// How long the end of the process waits for the reader of the log. A service manager's patience is longer.
+pub const LOG_FLUSH_MAX: Duration = Duration::from_secs(1);
+
 /// Bounds and intervals that can be set.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {

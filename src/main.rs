@@ -64,9 +64,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(lines) => {
-            for line in lines {
-                eprintln!("tidegate: {line}");
-            }
+            logging::last_words(&lines);
             ExitCode::FAILURE
         }
     }
@@ -97,7 +95,9 @@ fn start(arguments: Arguments) -> Result<(), Vec<String>> {
     for note in env.notes() {
         tracing::info!("{note}");
     }
-    tidegate::run(config).map_err(|failure| vec![failure.to_string()])
+    let ended = tidegate::run(config).map_err(|failure| vec![failure.to_string()]);
+    logging::flush();
+    ended
 }
 
 fn lines(errors: &[impl ToString]) -> Vec<String> {

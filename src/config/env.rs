@@ -108,6 +108,13 @@ impl Env {
     }
 }
 
+/// The device and inode of the journal's socket, as systemd passes them to a service (systemd.exec(5)).
+pub fn journal_stream() -> Option<(u64, u64)> {
+    let variable = std::env::var("JOURNAL_STREAM").ok()?;
+    let (device, inode) = variable.split_once(':')?;
+    Some((device.parse().ok()?, inode.parse().ok()?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -112,6 +112,7 @@ impl Stage {
             inbox: self.inbox,
             wake: Arc::clone(&self.wake),
             stopping: Arc::clone(&stopping),
+            stats: Arc::clone(&stats),
             clock,
             outboxes: reactors.into_iter().map(|mailbox| (mailbox, Vec::new())).collect(),
         };
@@ -127,6 +128,12 @@ impl StageHandle {
     /// Whether the thread has ended; without [`stop`](Self::stop) that is a panic.
     pub fn has_ended(&self) -> bool {
         self.thread.is_finished()
+    }
+
+    /// Makes the thread begin another turn.
+    pub fn waker(&self) -> impl Fn() + Send + Sync + 'static {
+        let wake = Arc::clone(&self.wake);
+        move || wake.notify_one()
     }
 
     /// Ends the thread and waits for it; what waits goes nowhere.
@@ -148,6 +155,7 @@ struct Driver<S> {
     inbox: Arc<Mailbox<StageItem>>,
     wake: Arc<Notify>,
     stopping: Arc<AtomicBool>,
+    stats: Arc<StageStats>,
     clock: Clock,
     outboxes: Outboxes<S>,
 }
@@ -158,6 +166,7 @@ impl<S: Send + 'static> Driver<S> {
         let mut flights: JoinSet<Result<Reply, DbError>> = JoinSet::new();
         let mut asked: HashMap<Id, Arc<Ask>> = HashMap::new();
         while !self.stopping.load(Ordering::Acquire) {
+            self.stats.turns.fetch_add(1, Ordering::Relaxed);
             while let Some(ask) = self.machine.next_ask(self.clock.now()) {
                 let (pool, ask) = (self.pool.clone(), Arc::new(ask));
                 let sent = Arc::clone(&ask);

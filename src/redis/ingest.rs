@@ -277,6 +277,7 @@ impl<S: Send + 'static> Worker<S> {
 
     /// One turn. When to look again at the latest.
     fn turn(&mut self) -> Instant {
+        add(&self.stats.turns, 1);
         let now = Instant::now();
         self.follow_master(now);
         let connect_at = self.connecting(now);

@@ -45,6 +45,7 @@ pub(super) struct Router<S> {
     finished: Vec<(Reply, Result<(), HoldError>)>,
     last_refusal: String,
     refusals: Limited,
+    too_long: Limited,
     #[cfg(feature = "otel")]
     pub(super) trails: Option<Trails>,
 }
@@ -84,6 +85,7 @@ impl<S> Router<S> {
             finished: Vec::new(),
             last_refusal: String::new(),
             refusals: Limited::every(Duration::from_secs(60)),
+            too_long: Limited::every(Duration::from_secs(10)),
             #[cfg(feature = "otel")]
             trails: None,
         }
@@ -245,11 +247,14 @@ impl<S> Router<S> {
         };
         self.seq += 1;
         add(&self.stats.too_long, 1);
-        tracing::warn!(
-            "a message of {bytes} bytes on {channel} was skipped, and its clients are closed: it is over \
-             MAX_MESSAGE_BYTES"
-        );
         self.deliver(mask, || Delivery::ChannelGap(channel.clone()));
+        if let Some(skipped) = self.too_long.allow() {
+            tracing::warn!(
+                unsaid = skipped,
+                "a message of {bytes} bytes on {channel} was skipped, and its clients are closed: it is over \
+                 MAX_MESSAGE_BYTES"
+            );
+        }
     }
 
     fn refused(&mut self, told: &str, channel: &Channel) {

@@ -11,6 +11,8 @@ use crate::core::event::Ignored;
 /// Written by the ingest thread alone.
 #[derive(Debug, Default)]
 pub struct IngestStats {
+    /// Turns of the thread's loop.
+    pub turns: AtomicU64,
     /// Whether there is a subscriber connection.
     pub connected: AtomicBool,
     /// Whether everything is subscribed and newcomers can get in: what `/ready` looks at.

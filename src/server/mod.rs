@@ -8,6 +8,7 @@ mod pages;
 mod pauses;
 mod sources;
 mod systemd;
+mod threads;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -28,6 +29,7 @@ use crate::db::{self, Accounts, Pool, Stage, StageHandle};
 use crate::demo::{self, Demo};
 use crate::door::{self, Directory, Door, Listener, MemoryDirectory};
 use crate::limits::{ADMIN_CONNECTIONS_MAX, LINGER, Limits, Waits};
+use crate::logging;
 use crate::reactor::{Links, Reactor, Socket};
 use crate::redis::headroom::Headroom;
 use crate::redis::ingest::{self, Ingest};
@@ -39,6 +41,7 @@ use crate::sys;
 #[cfg(feature = "otel")]
 use crate::telemetry::Telemetry;
 use systemd::Passed;
+use threads::{Thread, Threads};
 
 /// Why the server could not start or had to end: one line for the person who started it.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +59,10 @@ pub fn run(config: Config) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure(format!("cannot start the runtime: {error}")))?;
-    runtime.block_on(serve(config, passed))
+    let ended = runtime.block_on(serve(config, passed));
+    // A name look-up that hangs must not hold up the end.
+    runtime.shutdown_background();
+    ended
 }
 
 async fn serve(mut config: Config, passed: Passed) -> Result<(), Failure> {
@@ -142,6 +148,26 @@ async fn serve(mut config: Config, passed: Passed) -> Result<(), Failure> {
         (None, None) => None,
     };
     let draining = Arc::new(AtomicBool::new(false));
+    let mut threads: Vec<Thread> = reactors
+        .iter()
+        .enumerate()
+        .map(|(number, reactor)| Thread::reactor(number, reactor.counters(), reactor.inbox()))
+        .collect();
+    let of_ingest = ingest.stats();
+    threads.push(Thread {
+        name: "ingest".to_owned(),
+        turns: Box::new(move || of_ingest.turns.load(Ordering::Relaxed)),
+        wake: Box::new(ingest.waker()),
+    });
+    if let Some(audience) = &audience {
+        let stats = Arc::clone(&audience.stats);
+        threads.push(Thread {
+            name: "audience".to_owned(),
+            turns: Box::new(move || stats.turns.load(Ordering::Relaxed)),
+            wake: Box::new(audience.waker()),
+        });
+    }
+    let threads = Arc::new(Threads::new(threads));
     let the_door = Arc::new(OnceLock::new());
     let status = Status::new(
         Arc::new(sources::Sources {
@@ -155,6 +181,7 @@ async fn serve(mut config: Config, passed: Passed) -> Result<(), Failure> {
             pool,
             audience: audience.as_ref().map(|audience| (Arc::clone(&audience.stats), audience.pool.clone())),
             draining: Arc::clone(&draining),
+            threads: Arc::clone(&threads),
         }),
         status::Options {
             status_public: config.monitoring.status_public,
@@ -271,7 +298,7 @@ async fn serve(mut config: Config, passed: Passed) -> Result<(), Failure> {
     );
 
     if let Some(demo) = &demo {
-        println!("{}", demo::banner(listener.address(), demo.broker_address()));
+        logging::print(&format!("{}\n", demo::banner(listener.address(), demo.broker_address())));
     }
     let (stop, stopped) = watch::channel(());
     let until_stopped = || {
@@ -284,11 +311,7 @@ async fn serve(mut config: Config, passed: Passed) -> Result<(), Failure> {
     let admin = admin.map(|(door, listener)| tokio::spawn(door::serve(door, listener, until_stopped())));
     let serving = tokio::spawn(door::serve(Arc::clone(&door), listener, until_stopped()));
     systemd::tell(NotifyState::Ready);
-    let ingest = Arc::new(ingest);
-    let watched = Arc::downgrade(&ingest);
-    tokio::spawn(systemd::watchdog(mailboxes.clone(), move || {
-        watched.upgrade().is_some_and(|ingest| !ingest.has_ended())
-    }));
+    tokio::spawn(systemd::watchdog(threads));
     // None of them ends by itself.
     let part_ended = || {
         ingest.has_ended()
@@ -317,9 +340,7 @@ async fn serve(mut config: Config, passed: Passed) -> Result<(), Failure> {
         () = drain(&mailboxes, &clients, limits.drain) => {}
         () = signals.next() => tracing::info!("a second signal: ending at once"),
     }
-    if let Some(ingest) = Arc::into_inner(ingest) {
-        ingest.stop();
-    }
+    ingest.stop();
     #[cfg(feature = "otel")]
     if let Some(telemetry) = telemetry {
         flush(telemetry, &mut signals).await;

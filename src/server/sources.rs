@@ -12,12 +12,13 @@ use crate::core::mailbox::Mailbox;
 use crate::core::report::Probe;
 use crate::db::{Pool, StageStats};
 use crate::door::{Door, Reason};
-use crate::limits::RING_BYTES;
+use crate::limits::{RING_BYTES, THREAD_PATIENCE};
 use crate::reactor::Socket;
 use crate::redis::headroom::{Headroom, Held};
 use crate::redis::stats;
+use crate::server::threads::Threads;
 use crate::status::snapshot::{
-    AudienceStats, DatabaseStats, DoorStats, GateStats, HeadroomStats, IngestStats, Labelled,
+    AudienceStats, DatabaseStats, DoorStats, GateStats, HeadroomStats, IngestStats, Labelled, Stuck,
 };
 
 /// Handles on everything that is counted.
@@ -33,6 +34,7 @@ pub(super) struct Sources {
     /// The audience stage and its own connections.
     pub audience: Option<(Arc<StageStats>, Pool)>,
     pub draining: Arc<AtomicBool>,
+    pub threads: Arc<Threads>,
 }
 
 impl crate::status::Sources for Sources {
@@ -142,6 +144,10 @@ impl crate::status::Sources for Sources {
             filter_bytes: stats.filter_bytes.load(Relaxed),
             filter_budget_bytes: stats.filter_budget_bytes.load(Relaxed),
         })
+    }
+
+    fn stuck(&self) -> Stuck<'_> {
+        Box::pin(self.threads.stuck(THREAD_PATIENCE))
     }
 
     fn draining(&self) -> bool {

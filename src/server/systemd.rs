@@ -2,21 +2,15 @@
 //! that everything still turns.
 //!
 //! Without `NOTIFY_SOCKET` in the environment nothing is said. The watchdog's sign of life is sent only after
-//! every reactor has answered a question, and while the ingest's thread runs: a thread that is stuck gets the
-//! service restarted.
+//! every thread has begun another turn: a thread that is stuck gets the service restarted.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
 
 use sd_notify::NotifyState;
-use tokio::sync::mpsc;
 
-use crate::core::handover::Delivery;
-use crate::core::mailbox::Mailbox;
-use crate::core::report::{Probe, Wanted};
-use crate::reactor::Socket;
 use crate::server::Failure;
+use crate::server::threads::Threads;
 use crate::sys;
 
 /// `FileDescriptorName=` of the socket that stands in for `ADMIN_BIND`.
@@ -64,39 +58,17 @@ pub(super) fn tell(state: NotifyState<'_>) {
 
 /// Sends signs of life as often as `WatchdogSec=` asks for, as long as everything turns. Ends at once where
 /// there is no watchdog.
-pub(super) async fn watchdog(
-    mailboxes: Vec<Arc<Mailbox<Delivery<Socket>>>>,
-    ingest_runs: impl Fn() -> bool + Send,
-) {
+pub(super) async fn watchdog(threads: Arc<Threads>) {
     let Some(timeout) = sd_notify::watchdog_enabled() else { return };
     let mut ticks = tokio::time::interval(timeout / 3);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        if ingest_runs() && all_turn(&mailboxes, timeout / 3).await {
+        let stuck = threads.stuck(timeout / 3).await;
+        if stuck.is_empty() {
             tell(NotifyState::Watchdog);
         } else {
-            tracing::error!("a thread is stuck or has ended: systemd gets no sign of life");
+            tracing::error!("systemd gets no sign of life: the thread {} does not turn", stuck.join(", "));
         }
     }
-}
-
-async fn all_turn(mailboxes: &[Arc<Mailbox<Delivery<Socket>>>], patience: Duration) -> bool {
-    let (answers, mut answered) = mpsc::unbounded_channel();
-    for mailbox in mailboxes {
-        let answers = answers.clone();
-        // Nobody listens any more once the patience has ended.
-        mailbox.push(Delivery::Probe(Probe::new(Wanted::default(), move |_| {
-            let _ = answers.send(());
-        })));
-    }
-    drop(answers);
-    let all = async {
-        for _ in mailboxes {
-            if answered.recv().await.is_none() {
-                return false;
-            }
-        }
-        true
-    };
-    tokio::time::timeout(patience, all).await.unwrap_or(false)
 }

@@ -120,6 +120,8 @@ fn messages(out: &mut Text, snapshot: &Snapshot) {
     out.labelled("tidegate_messages_closed_total", "reason", &messages.closed);
     out.gauge("tidegate_messages_pending", "Messages that wait for their client", ledger.pending);
     latency(out, snapshot);
+    let help = "Lines of the log that nobody took";
+    out.counter("tidegate_log_lines_lost_total", help, snapshot.log_lines_lost);
     let output = &snapshot.output;
     out.counter("tidegate_writes_total", "Writes to sockets", output.writes);
     out.counter("tidegate_write_bytes_total", "Bytes taken by sockets", output.write_bytes);

@@ -223,7 +223,7 @@ impl Status {
                 let text = metrics::write(&self.assemble(None), &self.options.metrics_prefix);
                 Answer { cross_origin: true, ..Answer::full(200, metrics::CONTENT_TYPE, text) }
             }
-            Page::Ready => Answer { cross_origin: true, ..self.ready() },
+            Page::Ready => Answer { cross_origin: true, ..self.ready().await },
             #[cfg(feature = "stub_status")]
             page => pages::answer(self, page).await,
         }
@@ -240,16 +240,19 @@ impl Status {
         Snapshot::assemble(&*self.sources, self.process.read(), self.process.started(), reports)
     }
 
-    fn ready(&self) -> Answer {
-        let mut missing = Vec::new();
+    async fn ready(&self) -> Answer {
+        let mut missing: Vec<Cow<'static, str>> = Vec::new();
         if self.sources.draining() {
-            missing.push("the server is shutting down");
+            missing.push("the server is shutting down".into());
         }
         if !self.sources.ingest().connected {
-            missing.push("Redis is away");
+            missing.push("Redis is away".into());
         }
         if self.sources.database().is_some_and(|database| !database.connected) {
-            missing.push("PostgreSQL is away");
+            missing.push("PostgreSQL is away".into());
+        }
+        for thread in self.sources.stuck().await {
+            missing.push(format!("the thread {thread} does not turn").into());
         }
         if missing.is_empty() {
             return Answer::full(200, TEXT, "ready\n");

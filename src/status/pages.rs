@@ -215,6 +215,9 @@ fn status_text(now: &Snapshot) -> String {
         process.threads,
         process.cpu_user_seconds + process.cpu_system_seconds,
     );
+    if now.log_lines_lost > 0 {
+        let _ = writeln!(out, "Log: {} lines lost, since nobody took them", now.log_lines_lost);
+    }
     for (number, reactor) in now.reactors.iter().enumerate() {
         let _ = writeln!(
             out,

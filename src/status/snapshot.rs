@@ -5,6 +5,7 @@
 //!
 //! Bounds: independent of the number of clients and channels, but for the lists that were asked for.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -21,6 +22,9 @@ use crate::status::process::ProcessStats;
 
 /// Lagging clients on the pages.
 pub const LAGGARDS_SHOWN: usize = 10;
+
+/// The names of threads, once it is known which of them do not turn.
+pub type Stuck<'a> = Pin<Box<dyn Future<Output = Vec<String>> + Send + 'a>>;
 
 /// Where the figures come from. Called from the door's thread: nothing in here may block.
 pub trait Sources: Send + Sync {
@@ -40,6 +44,8 @@ pub trait Sources: Send + Sync {
     fn database(&self) -> Option<DatabaseStats>;
     /// The audience stage; none where the server runs without it.
     fn audience(&self) -> Option<AudienceStats>;
+    /// The threads that do not turn.
+    fn stuck(&self) -> Stuck<'_>;
     /// Whether the server is shutting down: live views end then.
     fn draining(&self) -> bool;
 }
@@ -199,6 +205,8 @@ pub struct Snapshot {
     /// Connections ended, by reason.
     pub closes: Labelled,
     pub output: Output,
+    /// Lines of the log that were lost because nobody took them.
+    pub log_lines_lost: u64,
     pub process: ProcessStats,
     pub reactors: Vec<Reactor>,
     /// The clients with the most bytes waiting; empty where reactors were not asked.
@@ -368,6 +376,7 @@ impl Snapshot {
             audience: sources.audience(),
             closes: closes(),
             output: Output::default(),
+            log_lines_lost: crate::logging::lines_lost(),
             process,
             reactors: Vec::new(),
             slowest: Vec::new(),

@@ -40,6 +40,7 @@ pub(crate) struct Fake {
     pub(crate) redis_connected: bool,
     pub(crate) database: Option<DatabaseStats>,
     pub(crate) draining: bool,
+    pub(crate) stuck: Vec<String>,
 }
 
 impl Fake {
@@ -77,6 +78,7 @@ impl Fake {
             redis_connected: true,
             database: Some(DatabaseStats { connected: true, total: 5, idle: 4, waiting: 0 }),
             draining: false,
+            stuck: Vec::new(),
         }
     }
 
@@ -87,6 +89,10 @@ impl Fake {
 }
 
 impl Sources for Fake {
+    fn stuck(&self) -> Stuck<'_> {
+        Box::pin(std::future::ready(self.stuck.clone()))
+    }
+
     fn reactors(&self) -> &[Arc<ReactorCounters>] {
         &self.reactors
     }
@@ -239,6 +245,8 @@ async fn readiness_names_what_is_missing() {
     let away = Fake { redis_connected: false, database: Some(DatabaseStats::default()), ..Fake::new() };
     assert_eq!(ready(away).await, (503, "not ready: Redis is away, PostgreSQL is away\n".into()));
     assert_eq!(ready(Fake { draining: true, ..Fake::new() }).await.0, 503);
+    let stuck = ready(Fake { stuck: vec!["ingest".to_owned()], ..Fake::new() }).await;
+    assert_eq!(stuck, (503, "not ready: the thread ingest does not turn\n".into()));
 }
 
 #[tokio::test]

@@ -5,6 +5,8 @@ use std::sync::atomic::AtomicU64;
 /// Written by the stage's thread only; anybody may read at any time.
 #[derive(Debug, Default)]
 pub struct StageStats {
+    /// Turns of the thread's loop.
+    pub turns: AtomicU64,
     /// Messages that wait, those behind a status included.
     pub waiting_messages: AtomicU64,
     /// Their bytes.

@@ -129,6 +129,8 @@ impl<S: Send + 'static> Worker<S> {
         self.unfinished = false;
         self.refreshing = Vec::new();
         self.router.lost();
+        // Clients learn of the gap before anything else is done.
+        self.router.flush();
         self.stats.connected.store(false, Relaxed);
         let reason = loss.tell(output_limit, &patience);
         let text = format!("Redis at {} is lost: {reason}", self.options.address);

@@ -7,14 +7,16 @@
 //! JSON has one object a line with pino's keys: `level`, `time` (milliseconds since 1970), `pid`, `name`,
 //! `msg`, then the event's fields under their own names.
 //!
-//! A line that cannot be written is no reason to end or to wait: it is counted and said on standard error, with the
-//! same brake.
+//! No thread that serves waits for the log: lines go through a bounded queue to a thread of their own ([`output`]).
+//! A line that cannot be written is counted, and standard error tells so, with the same brake. Panics are lines of
+//! the log, too.
 //!
 //! The brake is pure ([`Repeat`]: time goes in, a verdict comes out), with a wrapper that has a clock and can
 //! stand in a `static` ([`Limited`]).
 
+mod output;
+
 use std::fmt::{self, Write as _};
-use std::io::{self, Write};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -27,33 +29,19 @@ use tracing_subscriber::registry::LookupSpan;
 
 use crate::config::{Log, LogFormat, LogLevel};
 
+pub use output::{flush, last_words, lines_lost, print};
+
 /// Starts logging to standard output, for the whole process. The error says that it has been started before.
 pub fn init(log: &Log) -> Result<(), String> {
     let colours = std::io::IsTerminal::is_terminal(&std::io::stdout());
-    let subscriber = subscriber(log, || Output, colours);
-    tracing::subscriber::set_global_default(subscriber).map_err(|error| error.to_string())
-}
-
-/// Standard output, for lines. Its reader may be gone (journald starts again, a pipe has ended) or its disk full.
-struct Output;
-
-impl Write for Output {
-    fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
-        static LOST: Limited = Limited::every(Duration::from_secs(60));
-        if let Err(error) = io::stdout().write_all(lines)
-            && let Some(skipped) = LOST.allow()
-        {
-            let text =
-                format!("tidegate: the log cannot be written ({error}); lines lost before: {skipped}\n");
-            // That may be gone as well; then there is nobody to tell.
-            let _ = io::stderr().write_all(text.as_bytes());
-        }
-        Ok(lines.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+    tracing::subscriber::set_global_default(subscriber(log, output::Output, colours))
+        .map_err(|error| error.to_string())?;
+    output::start();
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        tracing::error!("thread {} panicked: {panic}", thread.name().unwrap_or("without a name"));
+    }));
+    Ok(())
 }
 
 /// Whether text can stand in `RUST_LOG`.
