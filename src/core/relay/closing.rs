@@ -209,7 +209,9 @@ impl<S: Socket> Relay<S> {
 
     /// Redis was lost: everyone here may miss something from now on, and gets nothing more but the close.
     pub(super) fn gap(&mut self, now: Duration) {
-        if self.gap_since.replace(now).is_none() {
+        // A link that is lost again before everything was back prolongs the outage and does not begin another.
+        if self.gap_since.is_none() {
+            self.gap_since = Some(now);
             self.wheel.insert(now + self.limits.redis_away_close, timer_key(Timer::AwayClose, 0, 0));
         }
         let all: Vec<u32> = self.clients.iter().map(|(index, _)| index as u32).collect();
@@ -241,16 +243,9 @@ impl<S: Socket> Relay<S> {
     }
 
     pub(super) fn away_too_long(&mut self, now: Duration) {
-        match self.gap_since {
-            Some(_) if self.is_away_too_long(now) => {
-                self.spread_closes(now, self.limits.gap_close_spread, |phase| phase == Phase::Gapped);
-            }
-            // Redis came back and was lost again: a later timer looks after that.
-            Some(since) => {
-                let due = since + self.limits.redis_away_close;
-                self.wheel.insert(due, timer_key(Timer::AwayClose, 0, 0));
-            }
-            None => {}
+        // Otherwise Redis came back meanwhile; if it was lost again, that outage has a timer of its own.
+        if self.is_away_too_long(now) {
+            self.spread_closes(now, self.limits.gap_close_spread, |phase| phase == Phase::Gapped);
         }
     }
 

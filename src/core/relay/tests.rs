@@ -196,6 +196,47 @@ fn who_is_closed_because_redis_stays_away_is_told_and_counted_so() {
     assert!(told().contains(":messages may have been missed"));
 }
 
+/// Losses of Redis at these seconds, each but the first after it came back or not; then when the client is closed.
+fn closed_after(losses: &[(u64, bool)]) -> (u64, bool) {
+    let wire = Wire::default();
+    let limits = Limits { gap_close_spread: Duration::ZERO, ..Limits::default() };
+    let counters = Arc::<ReactorCounters>::default();
+    let mut relay = Relay::new(0, limits, Duration::ZERO, Arc::clone(&counters));
+    for decisecond in 0..2000 {
+        let now = Duration::from_millis(100) * decisecond;
+        for (n, (at, is_back)) in losses.iter().enumerate() {
+            if Duration::from_secs(*at) == now {
+                if *is_back {
+                    relay.deliver(Delivery::Regained, now);
+                    (0..20).for_each(|turn| relay.tick(now + Duration::from_millis(turn)));
+                }
+                if n == 0 || *is_back {
+                    relay.deliver(newcomer(n as u64 + 1, &wire), now);
+                }
+                relay.deliver(Delivery::Gap(n as u32 + 2), now);
+            }
+        }
+        relay.tick(now);
+        let away = counters.closes[CloseReason::RedisAway as usize].load(Relaxed);
+        if away > 0 {
+            return (now.as_secs(), counters.clients[1].live() == 0);
+        }
+    }
+    panic!("nobody was closed");
+}
+
+#[test]
+fn redis_away_close_counts_from_the_first_loss_until_all_is_back() {
+    assert_eq!(closed_after(&[(1, false)]), (31, true));
+    // A Redis that comes up and goes down again while it loads never came back.
+    assert_eq!(closed_after(&[(1, false), (15, false)]), (31, true));
+    let looping: Vec<(u64, bool)> = (0..9).map(|n| (1 + 20 * n, false)).collect();
+    assert_eq!(closed_after(&looping), (31, true));
+    // One that came back and is lost again begins anew, though the first loss's timer is still there.
+    assert_eq!(closed_after(&[(1, false), (20, true)]), (50, true));
+    assert_eq!(closed_after(&[(1, false), (20, true), (40, false)]), (50, true));
+}
+
 #[test]
 fn clients_that_left_leave_no_timer_for_the_day_on_which_their_token_expires() {
     let wire = Wire::default();
