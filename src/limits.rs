@@ -52,6 +52,14 @@ pub const ADMIN_CONNECTIONS_MAX: usize = 64;
 /// `Retry-After` of a 503 or 429, in seconds.
 pub const RETRY_AFTER_SECONDS: u32 = 5;
 
+/// How long `tidegate check` waits for an answer of systemd: it answers within milliseconds, and a bus that hangs
+/// must not hang the check.
+pub const CHECK_SYSTEMD_TIME: Duration = Duration::from_secs(5);
+
+/// The most that `tidegate check` reads of an answer of systemd, in bytes: properties of a hundred units take a
+/// tenth.
+pub const CHECK_SYSTEMD_BYTES_MAX: u64 = 256 * 1024;
+
 /// What a listener's backlog asks for; the kernel caps it at `net.core.somaxconn`.
 pub const LISTEN_BACKLOG: i32 = 4096;
 

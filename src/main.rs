@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use tidegate::config::{Config, Env, HostPort, Listen, Mode, variables};
+use tidegate::config::{Config, ConfigError, Env, HostPort, Listen, Mode, variables};
 use tidegate::logging;
 use tidegate::server::check::check;
 use tidegate::server::health;
@@ -72,7 +72,8 @@ fn main() -> ExitCode {
 
 fn ask_health(ready: bool) -> Result<(), Vec<String>> {
     // Where it listens is all that counts here.
-    let config = Config::from_env(&Env::load(), Mode::NoDatabase).map_err(|errors| lines(&errors))?;
+    let env = Env::load();
+    let config = Config::from_env(&env, Mode::NoDatabase).map_err(|errors| refusal(&env, &errors))?;
     health::ask(&config.listen, if ready { health::READY } else { health::HEALTH })
         .map_err(|error| vec![error])
 }
@@ -85,7 +86,7 @@ fn start(arguments: Arguments) -> Result<(), Vec<String>> {
     };
     // The demo belongs to no Mastodon, even where a .env file lies about.
     let env = if mode == Mode::Demo { Env::from_process() } else { Env::load() };
-    let mut config = Config::from_env(&env, mode).map_err(|errors| lines(&errors))?;
+    let mut config = Config::from_env(&env, mode).map_err(|errors| refusal(&env, &errors))?;
     if let (Some(Command::Demo { port: Some(chosen) }), Listen::Tcp(HostPort { port, .. })) =
         (&arguments.command, &mut config.listen)
     {
@@ -93,15 +94,18 @@ fn start(arguments: Arguments) -> Result<(), Vec<String>> {
     }
     logging::init(&config.log).map_err(|error| vec![error])?;
     for note in env.notes() {
-        tracing::info!("{note}");
+        let text = &note.text;
+        if note.is_warning { tracing::warn!("{text}") } else { tracing::info!("{text}") }
     }
     let ended = tidegate::run(config).map_err(|failure| vec![failure.to_string()]);
     logging::flush();
     ended
 }
 
-fn lines(errors: &[impl ToString]) -> Vec<String> {
-    errors.iter().map(ToString::to_string).collect()
+/// Where settings were looked for, then every variable that is refused: the last line is one of these.
+fn refusal(env: &Env, errors: &[ConfigError]) -> Vec<String> {
+    let notes = env.notes().iter().map(|note| note.text.clone());
+    notes.chain(errors.iter().map(ToString::to_string)).collect()
 }
 
 #[cfg(test)]

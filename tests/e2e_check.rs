@@ -338,6 +338,17 @@ fn files_and_the_settings_file_are_looked_at() {
     let checked = run_in(&folder, &["check"], &production);
     checked.expect(0, "ok", &["Settings", "settings read from", ".env.production"]);
 
+    // None there: every place is named, in the log too, and before the variable that is refused.
+    let empty = Folder::new("check-no-file");
+    let looked_for = format!("no settings file at {}/.env.production or ", empty.path().display());
+    let checked = run_in(&empty, &["check"], &production);
+    checked.expect(1, "warn", &["Settings", &looked_for]);
+    let refused = run_in(&empty, &[], &with(&production, &[("PORT", "http")]));
+    let lines: Vec<&str> = refused.text.lines().collect();
+    assert!(lines[0].contains(&looked_for), "{}", refused.text);
+    assert!(lines[lines.len() - 1].contains("PORT"), "{}", refused.text);
+    assert_eq!(refused.code, 1);
+
     // NODE_ENV forgotten: the commonest mistake.
     let checked = run_in(&folder, &["check"], &without(&env, "NODE_ENV"));
     checked.expect(0, "warn", &["NODE_ENV", "NODE_ENV=production"]);
@@ -346,7 +357,11 @@ fn files_and_the_settings_file_are_looked_at() {
     std::fs::set_permissions(folder.path().join(".env.production"), PermissionsExt::from_mode(0o000))
         .unwrap();
     if std::fs::read(folder.path().join(".env.production")).is_err() {
-        run_in(&folder, &["check"], &production).expect(1, "warn", &[".env.production", "is not used"]);
+        run_in(&folder, &["check"], &production).expect(
+            1,
+            "warn",
+            &[".env.production", "cannot be read by user"],
+        );
     }
 }
 

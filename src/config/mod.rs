@@ -28,7 +28,7 @@ pub mod variables;
 mod tests;
 
 pub use database::{ClientCert, Database, DatabaseHost, DatabaseTls, RootCerts, SslMode};
-pub use env::{Env, Environment, journal_stream};
+pub use env::{Env, Environment, Note, current_user, journal_stream};
 pub use listen::{HostPort, Listen};
 pub use proxies::{Network, TrustedProxies};
 pub use read::{ConfigError, Secret};

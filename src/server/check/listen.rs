@@ -1,7 +1,10 @@
 //! The addresses to listen on, and how many clients fit.
 
+use std::path::Path;
+
 use super::Report;
-use crate::config::{Config, Listen};
+use super::units::{self, Activation, Service};
+use crate::config::{Config, Listen, current_user};
 use crate::door::{Address, ListenError, Listener};
 use crate::server::health;
 use crate::server::{clients_allowed, listen_address, raise_descriptor_limit};
@@ -23,34 +26,97 @@ pub(super) fn check(report: &mut Report<'_>, config: &Config) {
     if config.monitoring.status_public {
         report.warn("STATUS_PUBLIC", "the status pages are for everybody");
     }
-    let descriptors = raise_descriptor_limit();
-    let allowed = clients_allowed(descriptors);
-    let (clients, is_set) = match config.limits.connections_max {
-        0 => (allowed, false),
-        wanted => (wanted as u64, true),
+    let service = units::service(&config.listen);
+    if let Some(service) = &service {
+        runs_as_the_service(report, service);
+    }
+    files(report, config, service.as_ref());
+}
+
+/// A check of another user or in another directory reads another settings file, with other rights.
+fn runs_as_the_service(report: &mut Report<'_>, service: &Service) {
+    let user = if service.user.is_empty() { "root" } else { &service.user };
+    let here = std::env::current_dir().unwrap_or_default();
+    let directory = Path::new(&service.directory);
+    // In either form, since systemd takes both.
+    let is_user = current_user().is_some_and(|name| name == user)
+        || user.parse() == Ok(rustix::process::geteuid().as_raw());
+    let is_here =
+        directory.canonicalize().map_or(directory.as_os_str().is_empty(), |directory| directory == here);
+    if !is_user || !is_here {
+        let shown = if directory.as_os_str().is_empty() { Path::new("/") } else { directory };
+        report.warn(
+            "Service",
+            format_args!(
+                "{} runs as {user} in {}, this check as {} in {}; settings and rights may differ: run it \
+                 there and as that user",
+                service.name,
+                shown.display(),
+                current_user().unwrap_or_else(|| "another user".to_owned()),
+                here.display(),
+            ),
+        );
+    }
+}
+
+/// How many clients fit: by the unit's limit where there is a unit.
+fn files(report: &mut Report<'_>, config: &Config, service: Option<&Service>) {
+    let about = "Open files";
+    let shell = raise_descriptor_limit();
+    let (descriptors, limit, advice) = match service {
+        Some(service) => {
+            let files = service.files_max.unwrap_or(u64::MAX);
+            let shown = service.files_max.map_or("infinity".to_owned(), |files| files.to_string());
+            (
+                files,
+                format!("LimitNOFILE={shown} of {}", service.name),
+                format!("raise it (systemctl edit {})", service.name),
+            )
+        }
+        None => (
+            shell,
+            format!("RLIMIT_NOFILE={shell} of this shell; a service has its own"),
+            "raise LimitNOFILE= in the unit, or ulimit -Hn".to_owned(),
+        ),
     };
-    if clients > allowed {
+    let allowed = clients_allowed(descriptors);
+    let wanted = config.limits.connections_max as u64;
+    if wanted > allowed {
         report.warn(
-            "Open files",
-            format_args!(
-                "MAX_CONNECTIONS={clients} is more than RLIMIT_NOFILE={descriptors} allows; raise \
-                 LimitNOFILE= in the unit, or ulimit -Hn"
-            ),
+            about,
+            format_args!("MAX_CONNECTIONS={wanted} is more than fits: {allowed} ({limit}); {advice}"),
         );
-    } else if clients < CLIENTS_FEW && !is_set {
-        report.warn(
-            "Open files",
-            format_args!(
-                "RLIMIT_NOFILE={descriptors} allows {clients} clients; raise LimitNOFILE= in the unit, or \
-                 ulimit -Hn"
-            ),
-        );
+    } else if allowed < CLIENTS_FEW && wanted == 0 {
+        report.warn(about, format_args!("room for only {allowed} clients ({limit}); {advice}"));
     } else {
-        report.ok("Open files", format_args!("room for {clients} clients"));
+        let clients = if wanted == 0 { allowed } else { wanted };
+        report.ok(about, format_args!("room for {clients} clients ({limit})"));
     }
 }
 
 fn bind(report: &mut Report<'_>, about: &str, address: &Address, listen: &Listen) {
+    // First, for a socket file is tried by a connection.
+    match units::activation(listen) {
+        Activation::None => {}
+        Activation::Waiting { socket, service } => {
+            return report.warn(
+                about,
+                format_args!(
+                    "{socket} listens on {listen} and starts {service} at the first connection, so none was \
+                     made; any other service needs it stopped (systemctl disable --now {socket})"
+                ),
+            );
+        }
+        Activation::Unknown(error) => {
+            return report.warn(
+                about,
+                format_args!(
+                    "not tried: a connection to {listen} might start a service, and systemd could not be \
+                     asked ({error})"
+                ),
+            );
+        }
+    }
     match Listener::bind(address) {
         Ok(listener) => report.ok(about, format_args!("{} is free to listen on", listener.address())),
         Err(error @ (ListenError::PortInUse(..) | ListenError::SocketInUse(_))) => {

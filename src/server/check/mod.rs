@@ -3,10 +3,11 @@
 //!
 //! One line per thing: `ok`, `warn` (works, but look at it) or `FAIL` (the server would not start, or would
 //! not serve). Passwords are in no line. Nothing is changed, but for one presence key of no account that
-//! Redis drops after a second, and a stale socket file, which a start would replace too.
+//! Redis drops after a second, and a stale socket file, which a start would replace too. Nothing is started either:
+//! systemd is asked before an address is tried ([`units`]).
 //!
 //! Bounds: each server has [`PATIENCE`] to answer, the receiver of traces its own time (`OTEL_EXPORTER_OTLP_TIMEOUT`).
-//! Tested against real servers in `tests/e2e_check.rs`, that receiver in `tests/e2e_otel_receiver.rs`.
+//! Tested against real servers in `tests/e2e_check.rs`, a real systemd in `tests/systemd.rs`, that receiver in `tests/e2e_otel_receiver.rs`.
 
 mod database;
 mod files;
@@ -14,6 +15,7 @@ mod listen;
 mod redis;
 #[cfg(feature = "otel")]
 mod traces;
+mod units;
 
 use std::fmt;
 use std::io::Write;
@@ -75,10 +77,10 @@ pub fn check(env: &Env, mode: Mode, out: &mut dyn Write) -> Outcome {
 /// The configuration, if it can be used.
 fn settings(report: &mut Report<'_>, env: &Env, mode: Mode) -> Option<Config> {
     for note in env.notes() {
-        if note.starts_with("settings read from") {
-            report.ok("Settings", format_args!("{note}"));
+        if note.is_warning {
+            report.warn("Settings", &note.text);
         } else {
-            report.warn("Settings", format_args!("{note}"));
+            report.ok("Settings", &note.text);
         }
     }
     let is_set =
