@@ -10,11 +10,13 @@
 
 #![allow(dead_code, unused_imports, clippy::unwrap_used, clippy::expect_used)]
 
+pub mod booted;
 pub mod certificates;
 pub mod check;
 pub mod crowd;
 pub mod http;
 pub mod machine;
+pub mod mastodon;
 pub mod nginx;
 pub mod numbers;
 pub mod otel;
