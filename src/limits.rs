@@ -163,6 +163,9 @@ pub const LOG_QUEUE_BYTES: usize = 256 * 1024;
 /// How long the end of the process waits for the reader of the log. A service manager's patience is longer.
 pub const LOG_FLUSH_MAX: Duration = Duration::from_secs(1);
 
+/// What a periodic timer waits for where `PERIODIC_TIMERS` is false: longer than any test.
+const PERIODIC_OFF: Duration = Duration::from_secs(3600);
+
 /// Bounds and intervals that can be set.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
@@ -244,6 +247,16 @@ pub struct Limits {
     pub keep_alive: Duration,
     /// `STREAMING_THREADS`, number of cores, at most 4: reactor threads.
     pub reactors: usize,
+    /// `PERIODIC_TIMERS`, true: whether [`every`](Self::every) gives the intervals that it is asked for.
+    pub periodic_timers: bool,
+}
+
+impl Limits {
+    /// The interval of a periodic timer that only looks after the server itself (memory, gauges, whether PostgreSQL is
+    /// still there). A test turns all of them off, to show that no client waits for one of them.
+    pub fn every(&self, interval: Duration) -> Duration {
+        if self.periodic_timers { interval } else { PERIODIC_OFF }
+    }
 }
 
 impl Default for Limits {
@@ -282,6 +295,7 @@ impl Default for Limits {
             request_head_timeout: Duration::from_secs(10),
             keep_alive: Duration::from_secs(5),
             reactors: std::thread::available_parallelism().map_or(1, |cores| cores.get().min(4)),
+            periodic_timers: true,
         }
     }
 }

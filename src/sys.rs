@@ -30,6 +30,8 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::limits::Limits;
+
 /// The sockets that systemd passes, with their names (`FileDescriptorName=`); none where it passes none, and
 /// whenever this is called again. To be called first of all.
 ///
@@ -88,8 +90,10 @@ pub fn give_memory_back() {
 /// 50 pages a thread. It gives them back when the rush is over; [`give_memory_back`] then finds the pages free.
 ///
 /// Times are of one clock; the caller tells what time it is.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct ThreadCache {
+    quiet: Duration,
+    longest: Duration,
     /// How many clients came since it was emptied last.
     clients: usize,
     /// When the first of them came.
@@ -108,6 +112,17 @@ impl ThreadCache {
     /// Where somebody comes all the time, it is emptied so often.
     const LONGEST: Duration = Duration::from_secs(10);
 
+    /// An untouched cache, with the intervals that `limits` allow.
+    pub fn new(limits: &Limits) -> ThreadCache {
+        ThreadCache {
+            quiet: limits.every(ThreadCache::QUIET),
+            longest: limits.every(ThreadCache::LONGEST),
+            clients: 0,
+            first_at: Duration::ZERO,
+            last_at: Duration::ZERO,
+        }
+    }
+
     /// What came with so many clients is or will be freed in this turn.
     pub fn came(&mut self, clients: usize, now: Duration) {
         if clients > 0 {
@@ -119,7 +134,7 @@ impl ThreadCache {
 
     /// How long until it is to be emptied; none if it need not be.
     pub fn due_in(&self, now: Duration) -> Option<Duration> {
-        let due = (self.last_at + ThreadCache::QUIET).min(self.first_at + ThreadCache::LONGEST);
+        let due = (self.last_at + self.quiet).min(self.first_at + self.longest);
         (self.clients >= ThreadCache::CROWD).then(|| due.saturating_sub(now))
     }
 
@@ -156,7 +171,7 @@ mod tests {
     #[test]
     fn a_cache_is_emptied_after_a_rush_and_not_for_a_few() {
         let at = Duration::from_millis;
-        let mut cache = ThreadCache::default();
+        let mut cache = ThreadCache::new(&Limits::default());
         cache.came(ThreadCache::CROWD - 1, at(1000));
         assert_eq!(cache.due_in(at(9000)), None, "for few it is not worth it");
         cache.came(1, at(9000));

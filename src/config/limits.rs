@@ -63,5 +63,6 @@ pub(super) fn limits(read: &mut Reader) -> Limits {
         keep_alive: read.seconds(&v::KEEP_ALIVE_SECONDS, d.keep_alive, 0..=HOUR_MS),
         // The audience stage names reactors by the bits of a u16.
         reactors: read.number(&v::STREAMING_THREADS, d.reactors, 1..=16),
+        periodic_timers: read.flag(&v::PERIODIC_TIMERS, d.periodic_timers),
     }
 }

@@ -186,6 +186,7 @@ variables! {
         PRESENCE_REFRESH_SECONDS = "360", "Seconds after which the keys that tell Rails who listens are set again. They live three times as long.";
         REDIS_PING_SECONDS = "10", "Seconds of silence on the Redis connection after which it is asked whether it lives.";
         SETTINGS_REFRESH_SECONDS = "60", "Seconds after which languages, permissions and feed settings are read again.";
+        PERIODIC_TIMERS = "true", "true or false. false: the server looks after its memory, its gauges and PostgreSQL once an hour only. For tests which show that no client waits for such a timer; leave it alone otherwise.";
     }
     Limits {
         MAX_CONNECTIONS = "0", "Clients in all; 0: as many as open files are allowed.";

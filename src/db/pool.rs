@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use deadpool_postgres::{Connect, Manager, ManagerConfig, Object, PoolError, QueueMode, RecyclingMethod};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_postgres::config::SslMode;
@@ -116,6 +117,8 @@ struct Inner {
     encryption: Encryption,
     waits: Waits,
     lost: AtomicBool,
+    /// Notified when a connection has ended, or a statement has found PostgreSQL away.
+    ended: Arc<Notify>,
     statements: AtomicU64,
     refusals: Limited,
 }
@@ -133,11 +136,13 @@ impl Pool {
     /// Never in practice: the pool's construction can be refused by its library.
     pub fn new(options: &Options) -> Result<Pool, DbError> {
         let at: Arc<str> = options.address().into();
+        let ended = Arc::new(Notify::new());
         let connector = Connector {
             at: Arc::clone(&at),
             encryption: options.encryption.clone(),
             address_timeout: options.waits.address,
             fell_back: AtomicBool::new(false),
+            ended: Arc::clone(&ended),
         };
         let config = ManagerConfig { recycling_method: RecyclingMethod::Fast };
         let manager = Manager::from_connect(client_config(options), connector, config);
@@ -166,6 +171,7 @@ impl Pool {
                 encryption: options.encryption.clone(),
                 waits: options.waits,
                 lost: AtomicBool::new(false),
+                ended,
                 statements: AtomicU64::new(0),
                 refusals: Limited::every(Duration::from_secs(30)),
             }),
@@ -202,6 +208,7 @@ impl Pool {
                 warn!("{error}");
             }
         } else if !self.inner.lost.swap(true, Ordering::Relaxed) {
+            self.inner.ended.notify_one();
             warn!("{error}");
         }
         Err(error)
@@ -218,6 +225,12 @@ impl Pool {
     /// Whether the last statement found PostgreSQL there (true before the first one has ended).
     pub fn is_up(&self) -> bool {
         !self.inner.lost.load(Ordering::Relaxed)
+    }
+
+    /// Resolves when it is worth asking whether PostgreSQL is still there: one of the connections has ended, or a
+    /// statement has found it away. For one waiter.
+    pub async fn in_doubt(&self) {
+        self.inner.ended.notified().await;
     }
 
     /// Connections by state.
@@ -369,6 +382,7 @@ struct Connector {
     address_timeout: Duration,
     /// Whether it was said that TLS failed and that connections are plain therefore.
     fell_back: AtomicBool,
+    ended: Arc<Notify>,
 }
 
 impl Connector {
@@ -429,11 +443,13 @@ impl Connect for Connector {
         let config = config.clone();
         Box::pin(async move {
             let (client, connection) = self.attempt(&config).await?;
-            // Its end is seen, and logged once, by whoever asks next.
+            // The next statement finds out that it has ended, and logs the loss once.
+            let ended = Arc::clone(&self.ended);
             let task = tokio::spawn(async move {
                 if let Err(error) = connection.await {
                     debug!("a connection to PostgreSQL ended: {error}");
                 }
+                ended.notify_one();
             });
             Ok((client, task))
         })

@@ -335,6 +335,7 @@ pub async fn serve<S: Socket>(door: Arc<Door<S>>, listener: Listener, shutdown: 
             }
             accepted = listener.accept(), if has_room => accepted,
             () = waiting_room.entered.notified(), if is_full => continue,
+            () = door.client_left.notified(), if is_full => continue,
             () = until(room_from.flatten()), if !has_room => continue,
         };
         match accepted {

@@ -33,6 +33,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use hyper::Response;
 use hyper::body::{Frame, SizeHint};
+use tokio::sync::Notify;
 
 pub use auth::{Answer, Directory, DirectoryError, MemoryDirectory, Token};
 pub use errors::{Reason, Refusal};
@@ -186,6 +187,8 @@ pub struct Door<S> {
     counters: Arc<Counters>,
     /// There are as many connections at the door as may be.
     is_full: AtomicBool,
+    /// A reactor's clients have left, so there may be room at a full door.
+    client_left: Notify,
     #[cfg(feature = "otel")]
     arrivals: std::sync::OnceLock<crate::core::trail::Arrivals>,
 }
@@ -210,6 +213,7 @@ impl<S: Socket> Door<S> {
             addresses: handover::Addresses::new(limits.connections_per_address_max),
             counters: Arc::new(Counters::new()),
             is_full: AtomicBool::new(false),
+            client_left: Notify::new(),
             limits,
             #[cfg(feature = "otel")]
             arrivals: std::sync::OnceLock::new(),
@@ -232,6 +236,12 @@ impl<S: Socket> Door<S> {
     fn room(&self) -> usize {
         let left = self.limits.sockets_max.saturating_sub(self.seats.seated());
         self.limits.door_connections_max.min(left.max(DOOR_CONNECTIONS_MIN))
+    }
+
+    /// Tells the door that clients of a reactor have left, from the reactor's thread: the file descriptors of those
+    /// clients are for newcomers who wait in the backlog.
+    pub fn client_left(&self) {
+        self.client_left.notify_one();
     }
 
     /// Clients whose request is being checked or waits for Redis.

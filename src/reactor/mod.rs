@@ -38,8 +38,8 @@ const EVENTS: usize = 16;
 /// The buffer that all of a reactor's reads share, in bytes.
 const READ_BYTES: usize = 16 << 10;
 
-/// The longest sleep: gauges are published at least so often.
-const SLEEP_MAX: Duration = Duration::from_secs(5);
+/// The longest sleep. Nothing waits for its end: it only keeps times far from the ends of their range.
+const SLEEP_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// What a reactor needs from the other rooms.
 pub struct Links {
@@ -51,6 +51,8 @@ pub struct Links {
     pub pressure: Box<dyn Fn() -> Pressure + Send>,
     /// Clients of each reactor: the door adds those it sends, the reactor takes off those that are gone.
     pub load: Arc<[AtomicUsize]>,
+    /// Called after clients were taken off `load`, once per turn; must not block.
+    pub client_left: Box<dyn Fn() + Send>,
     /// The process's clock.
     pub clock: Clock,
 }
@@ -100,6 +102,7 @@ impl Reactor {
     /// Starts its thread, which runs until the process ends.
     pub fn start(self, limits: Limits, links: Links) -> io::Result<JoinHandle<()>> {
         let name = format!("reactor-{}", self.number);
+        let cache = ThreadCache::new(&limits);
         let relay = Relay::new(self.number, limits, links.clock.start_unix(), Arc::clone(&self.counters));
         let mut running = Running {
             number: self.number,
@@ -109,7 +112,7 @@ impl Reactor {
             relay,
             links,
             pressed: false,
-            cache: ThreadCache::default(),
+            cache,
             buffer: vec![0; READ_BYTES].into_boxed_slice(),
         };
         std::thread::Builder::new().name(name).spawn(move || running.run())
@@ -216,6 +219,7 @@ impl Running {
             && let Some(load) = self.links.load.get(usize::from(self.number))
         {
             load.fetch_sub(departed, Ordering::Relaxed);
+            (self.links.client_left)();
         }
         for ended in effects.ended.drain(..) {
             tracing::debug!(

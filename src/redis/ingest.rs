@@ -216,7 +216,7 @@ impl<S: Send + 'static> Worker<S> {
             poll: ingest.poll,
             waker: ingest.waker,
             commands: Inbox::new(ingest.commands),
-            cache: ThreadCache::default(),
+            cache: ThreadCache::new(&limits),
             router,
             link: None,
             attempt: Attempt::At(now),

@@ -21,7 +21,7 @@ use bytes::BytesMut;
 use redis_protocol::resp2::types::OwnedFrame;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::clock::Clock;
 use crate::core::counters::add;
@@ -160,7 +160,8 @@ impl Presence {
                 return;
             }
             let keys_before = self.stats.keys_set.load(Relaxed);
-            let end = match self.connection(&commands, &mut failing).await {
+            let epoch = self.subscriber.borrow_and_update().epoch;
+            let end = match self.connection(&commands, epoch, &mut failing).await {
                 Ok(never) => match never {},
                 Err(end) => end,
             };
@@ -177,7 +178,7 @@ impl Presence {
                 // next attempt fails.
                 End::Lost(_) if !failing => {
                     tracing::debug!("{end}; connecting again");
-                    sleep(backoff.next_delay()).await;
+                    self.rest(epoch, backoff.next_delay()).await;
                     continue;
                 }
                 _ => {}
@@ -188,17 +189,26 @@ impl Presence {
                 tracing::warn!("{text}; newcomers wait for presence keys until that is over");
             }
             failing = true;
-            sleep(backoff.next_delay()).await;
+            self.rest(epoch, backoff.next_delay()).await;
         }
+    }
+
+    /// Waits before the next attempt. A newer subscriber connection than the failed attempt's ends the wait: Redis was
+    /// reached just now, and clients wait for their keys.
+    async fn rest(&mut self, epoch: u32, delay: Duration) {
+        // An error means that the ingest has ended, which the caller finds out next.
+        let connected =
+            self.subscriber.wait_for(|subscriber| subscriber.connected && subscriber.epoch != epoch);
+        let _ = timeout(delay, connected).await;
     }
 
     /// One command connection, from its beginning to its end.
     async fn connection<S>(
         &mut self,
         commands: &Mailbox<Command<S>>,
+        epoch: u32,
         failing: &mut bool,
     ) -> Result<std::convert::Infallible, End> {
-        let epoch = self.subscriber.borrow_and_update().epoch;
         let connected = timeout(self.waits.connect, connect_async(&self.options, Role::Command)).await;
         let stream = match connected {
             Ok(connected) => connected?.stream,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::core::gate::Gate;
 use crate::door::Door;
+use crate::limits::Limits;
 use crate::reactor::Socket;
 use crate::sys;
 
@@ -22,8 +23,8 @@ const QUIET: u64 = 64;
 const BURST_BYTES: usize = 2 << 20;
 
 /// Watches for bursts that are over, for as long as the server runs.
-pub(super) async fn watch(door: Arc<Door<Socket>>, gate: Arc<Gate>) {
-    let mut ticks = tokio::time::interval(LOOK);
+pub(super) async fn watch(door: Arc<Door<Socket>>, gate: Arc<Gate>, limits: Limits) {
+    let mut ticks = tokio::time::interval(limits.every(LOOK));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let (mut trimmed_at, mut before, mut held_most) = (0, 0, 0);
     loop {

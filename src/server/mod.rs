@@ -51,6 +51,9 @@ pub struct Failure(pub String);
 /// File descriptors that are not for clients: listeners, PostgreSQL, Redis, the log, the polls.
 const DESCRIPTORS_KEPT: u64 = 100;
 
+/// How often it is checked whether a thread or task has ended by a panic.
+const PANIC_LOOK: Duration = Duration::from_millis(500);
+
 /// Runs the server until SIGTERM or SIGINT, then drains. A second signal ends it at once.
 pub fn run(config: Config) -> Result<(), Failure> {
     sys::settle_allocator();
@@ -140,7 +143,7 @@ async fn serve(mut config: Config, passed: Passed) -> Result<(), Failure> {
         (None, None) => (None, None),
     };
     if let Some(pool) = &pool {
-        tokio::spawn(database::watch(pool.clone()));
+        tokio::spawn(database::watch(pool.clone(), limits.clone()));
     }
     let directory: Option<Arc<dyn Directory>> = match (&pool, &demo) {
         (Some(pool), _) => Some(Arc::new(FromDatabase(Accounts::new(pool.clone())))),
@@ -255,18 +258,20 @@ async fn serve(mut config: Config, passed: Passed) -> Result<(), Failure> {
     let mut reactor_threads = Vec::new();
     for reactor in reactors {
         let requests = requests.clone();
+        let full_door = Arc::clone(&door);
         let links = Links {
             commands: ingest.commands(),
             // The receiver ends with the process.
             requests: Box::new(move |request| drop(requests.send(request))),
             pressure: pressure(Arc::clone(&gate), Arc::clone(&headroom), ingest.stats(), clock),
             load: Arc::clone(&clients),
+            client_left: Box::new(move || full_door.client_left()),
             clock,
         };
         reactor_threads.push(reactor.start(limits.clone(), links).map_err(|error| no_thread(&error))?);
     }
-    tokio::spawn(memory::watch(Arc::clone(&door), Arc::clone(&gate)));
-    tokio::spawn(pauses::watch(ingest.stats(), Arc::clone(&gate), limits.backpressure_high_bytes, clock));
+    tokio::spawn(memory::watch(Arc::clone(&door), Arc::clone(&gate), limits.clone()));
+    tokio::spawn(pauses::watch(ingest.stats(), Arc::clone(&gate), limits.clone(), clock));
     let presence = tokio::spawn(presence.run(ingest.commands()));
     if let Some(sentinels) = redis.sentinels() {
         sentinel::watch(sentinels, limits.redis_ping, ingest.waker());
@@ -323,7 +328,7 @@ async fn serve(mut config: Config, passed: Passed) -> Result<(), Failure> {
         () = signals.next() => {}
         // A part that panicked cannot be missed and is not to be hidden: whoever watches the process starts it
         // again, and clients come back.
-        () = until(part_ended) => {
+        () = until(limits.every(PANIC_LOOK), part_ended) => {
             return Err(Failure("a part of the server has ended by a panic, which is said above".to_owned()));
         }
     }
@@ -371,12 +376,12 @@ async fn flush(telemetry: Telemetry, signals: &mut Signals) {
     }
 }
 
-/// Ready soon after that has become so.
-async fn until(so: impl Fn() -> bool) {
-    let mut ticks = tokio::time::interval(Duration::from_millis(500));
+/// Resolves within `interval` of `condition` becoming true.
+async fn until(interval: Duration, condition: impl Fn() -> bool) {
+    let mut ticks = tokio::time::interval(interval);
     loop {
         ticks.tick().await;
-        if so() {
+        if condition() {
             return;
         }
     }

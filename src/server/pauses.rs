@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::core::gate::Gate;
+use crate::limits::Limits;
 use crate::redis::stats::IngestStats;
 
 /// How often it is looked at.
@@ -67,9 +68,9 @@ impl Overload {
 }
 
 /// Watches as long as the server runs.
-pub(super) async fn watch(stats: Arc<IngestStats>, gate: Arc<Gate>, high_bytes: usize, clock: Clock) {
+pub(super) async fn watch(stats: Arc<IngestStats>, gate: Arc<Gate>, limits: Limits, clock: Clock) {
     use std::sync::atomic::Ordering::Relaxed;
-    let mut ticks = tokio::time::interval(LOOK);
+    let mut ticks = tokio::time::interval(limits.every(LOOK));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut overload = Overload::default();
     loop {
@@ -83,7 +84,7 @@ pub(super) async fn watch(stats: Arc<IngestStats>, gate: Arc<Gate>, high_bytes: 
         match overload.look(now, seen) {
             Some(Change::Begins) => tracing::warn!(
                 held_bytes = gate.held_bytes(),
-                high_bytes,
+                high_bytes = limits.backpressure_high_bytes,
                 "reading from Redis pauses: too much is undelivered (BACKPRESSURE_HIGH_BYTES); see \
                  /status/backpressure for the slowest clients"
             ),

@@ -101,7 +101,7 @@ impl<S: Socket> Relay<S> {
     fn watch_talkers(&mut self, now: Duration) {
         if !self.watches_talkers && !self.talkers.is_empty() {
             self.watches_talkers = true;
-            let after = talkers::LOOK_AFTER.min(self.limits.unfinished_timeout / 4);
+            let after = self.limits.every(talkers::LOOK_AFTER).min(self.limits.unfinished_timeout / 4);
             self.wheel.insert(now + after, timer_key(Timer::Talkers, 0, 0));
         }
     }
