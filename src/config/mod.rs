@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use crate::limits::Limits;
 
 mod database;
-mod dotenv;
+pub mod dotenv;
 mod env;
 mod limits;
 mod listen;
