@@ -81,6 +81,13 @@ pub const DOOR_GRACE: Duration = Duration::from_secs(1);
 /// lets the response arrive, where a reset would destroy it.
 pub const LINGER_BYTES_MAX: usize = 256 * 1024;
 
+/// Header lines of a request (431): as many as Node reads. hyper's parser needs 64 bytes for each while it runs.
+pub const HEADER_LINES_MAX: usize = 2000;
+
+/// Of a request with more headers than this, only those that are read are kept while it is served: a table of
+/// [`HEADER_LINES_MAX`] takes 300 KiB, and `MAX_DOOR_CONNECTIONS` requests may wait at once.
+pub const WAITING_HEADERS_MAX: usize = 100;
+
 /// How much longer than it was told an idle connection at the door stays open: a request that a client sends
 /// in the last moment still finds it so.
 pub const KEEP_ALIVE_GRACE: Duration = Duration::from_secs(1);
@@ -239,8 +246,8 @@ pub struct Limits {
     pub sockets_max: usize,
     /// `REQUEST_HEAD_BYTES`, 16 KiB: a request's head (431).
     pub request_head_bytes_max: usize,
-    /// `REQUEST_HEAD_SECONDS`, 10 s: the time in which a request's head must be whole, from the connection's
-    /// beginning or the head's first byte.
+    /// `REQUEST_HEAD_SECONDS`, 10 s: the time in which a request's head must be whole, and the end of an empty
+    /// body in chunks must follow, from the connection's beginning or the head's first byte.
     pub request_head_timeout: Duration,
     /// `KEEP_ALIVE_SECONDS`, 5 s: how long clients are told that a connection may stay without a request after
     /// its last response; it is closed [`KEEP_ALIVE_GRACE`] later.

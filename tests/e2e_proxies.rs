@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
+#[path = "e2e_proxies/versions.rs"]
+mod versions;
 
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
@@ -45,6 +47,16 @@ fn replaced(text: &str, from: &str, to: &str) -> String {
 impl Proxy {
     /// Starts one in front of these servers. `idle` is how long it lets a connection be silent.
     fn start(kind: Kind, servers: &[SocketAddr], idle: Duration) -> Option<Proxy> {
+        Proxy::changed(kind, servers, idle, |text| text)
+    }
+
+    /// Likewise, with a changed configuration.
+    fn changed(
+        kind: Kind,
+        servers: &[SocketAddr],
+        idle: Duration,
+        change: impl Fn(String) -> String,
+    ) -> Option<Proxy> {
         let name = match kind {
             Kind::Nginx => "nginx",
             Kind::Haproxy => "haproxy",
@@ -63,7 +75,7 @@ impl Proxy {
                 ),
             };
             let file = folder.path().join("proxy.conf");
-            std::fs::write(&file, text).unwrap();
+            std::fs::write(&file, change(text)).unwrap();
             // Caddy keeps what it is told in its home.
             let home = format!("XDG_CONFIG_HOME={}", folder.path().display());
             let mut command = vec!["env".to_owned(), home, binary.to_str().unwrap().to_owned()];

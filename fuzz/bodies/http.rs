@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use tidegate::core::client::Socket as _;
 use tidegate::core::event::Transport;
-use tidegate::core::handover::{Attachment, Command, HoldError, Reply, Viewer};
+use tidegate::core::handover::{Attachment, Command, HoldError, NewClient, Reply, Viewer};
 use tidegate::core::mailbox::Mailbox;
 use tidegate::core::stream::Scopes;
 use tidegate::door::{Door, MemoryDirectory, Pages, Peer, Setup, Token, serve_one};
@@ -58,7 +59,7 @@ pub fn run(data: &[u8]) {
     });
 }
 
-/// What came of a connection: the responses, and how it was handed over.
+/// What came of a connection: the responses, how it was handed over, and the bytes that are a WebSocket's frames.
 #[derive(PartialEq, Eq, Debug, Default)]
 struct Verdict {
     statuses: Vec<u16>,
@@ -108,7 +109,8 @@ async fn visit(bytes: &[u8], piece: usize, answer: u8) -> Verdict {
     assert_eq!(door.coming(), 0, "a seat was not given back");
     let seated = clients.iter().map(|clients| clients.load(Ordering::Relaxed)).sum::<usize>();
     assert_eq!(seated, usize::from(ingest.taken.is_some()));
-    Verdict { statuses: responses(&client.read), handed_over: ingest.taken.map(handed_over) }
+    let handed_over = ingest.taken.map(|client| handed_over(*client, bytes));
+    Verdict { statuses: responses(&client.read), handed_over }
 }
 
 /// Lets everything happen that can.
@@ -143,7 +145,7 @@ struct Ingest {
     answer: u8,
     held: Vec<u64>,
     unanswered: Vec<Reply>,
-    taken: Option<(Transport, Vec<u8>, Vec<u8>)>,
+    taken: Option<Box<NewClient<Socket>>>,
 }
 
 impl Ingest {
@@ -165,7 +167,7 @@ impl Ingest {
                     }
                     let Attachment::Client(client) = attachment else { panic!("not a client") };
                     assert!(self.taken.is_none(), "one connection, two clients");
-                    self.taken = Some((client.transport, client.head.to_vec(), client.read_ahead.to_vec()));
+                    self.taken = Some(client);
                 }
                 Command::Cancel(ticket) => self.release(ticket),
                 other => panic!("{other:?}"),
@@ -235,10 +237,10 @@ fn head(bytes: &[u8]) -> (u16, usize, &[u8]) {
     (status, length, &bytes[end + 4..])
 }
 
-/// What a reactor would write first, and what it is given to read.
-fn handed_over((transport, head_bytes, read_ahead): (Transport, Vec<u8>, Vec<u8>)) -> (Transport, Vec<u8>) {
-    let (status, _, rest) = head(&head_bytes);
-    match transport {
+/// What a reactor would write first, and what it would read.
+fn handed_over(mut client: NewClient<Socket>, sent: &[u8]) -> (Transport, Vec<u8>) {
+    let (status, _, rest) = head(&client.head);
+    match client.transport {
         Transport::WebSocket => {
             assert_eq!(status, 101);
             for message in frames::websocket(rest) {
@@ -249,11 +251,18 @@ fn handed_over((transport, head_bytes, read_ahead): (Transport, Vec<u8>, Vec<u8>
         Transport::SseChunked => assert_eq!((status, frames::one_chunk(rest)), (200, &b":)\n"[..])),
         Transport::SsePlain => assert_eq!((status, rest), (200, &b":)\n"[..])),
     }
-    if transport != Transport::WebSocket {
-        assert!(read_ahead.is_empty());
+    if client.transport != Transport::WebSocket {
+        assert!(client.read_ahead.is_empty());
+        return (client.transport, Vec::new());
     }
-    // What comes after the request may have been read ahead, or still be in the socket.
-    (transport, Vec::new())
+    // All that follows the request, whether it was read ahead or is still in the socket.
+    let mut frames = client.read_ahead.to_vec();
+    let mut buffer = [0; 4096];
+    while let Ok(count @ 1..) = client.socket.read(&mut buffer) {
+        frames.extend_from_slice(&buffer[..count]);
+    }
+    assert!(sent.ends_with(&frames), "not what was sent: {}", frames.escape_ascii());
+    (client.transport, frames)
 }
 
 fn accounts() -> MemoryDirectory {

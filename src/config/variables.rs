@@ -202,7 +202,7 @@ variables! {
         MAX_UNFINISHED_BYTES = "4MiB", "All unfinished messages from WebSocket clients together.";
         UNFINISHED_SECONDS = "30", "Seconds in which each message from a client must be whole.";
         REQUEST_HEAD_BYTES = "16KiB", "Size of a request's head.";
-        REQUEST_HEAD_SECONDS = "10", "Seconds in which a request's head must be whole.";
+        REQUEST_HEAD_SECONDS = "10", "Seconds in which a request's head must be whole, and the end of a body without bytes must follow.";
         KEEP_ALIVE_SECONDS = "5", "Seconds that a connection may stay without a request after its last response.";
     }
     #[cfg(feature = "otel")]

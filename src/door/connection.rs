@@ -10,7 +10,7 @@
 //! stream, that counts as left, and dropping the task releases everything the request holds.
 
 use std::convert::Infallible;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -27,10 +27,10 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Sleep;
 
 use super::handover::Handover;
-use super::headers::Peer;
+use super::headers::{self, Peer};
 use super::listen::{Place, WaitingRoom};
 use super::{Door, PageBody, Reason, Socket, routes};
-use crate::limits::{KEEP_ALIVE_GRACE, LINGER_BYTES_MAX, Limits};
+use crate::limits::{HEADER_LINES_MAX, KEEP_ALIVE_GRACE, LINGER_BYTES_MAX, Limits};
 
 /// What the service's future and the connection's task share.
 pub(crate) struct Visit<S> {
@@ -41,6 +41,8 @@ pub(crate) struct Visit<S> {
     requests: AtomicU64,
     /// A page is being sent that has no end of its own.
     live: AtomicBool,
+    /// A request's head was read, the end of its body was not.
+    unfinished: AtomicBool,
     handover: Mutex<Option<Box<Handover<S>>>>,
 }
 
@@ -50,6 +52,15 @@ impl<S> Visit<S> {
         self.busy.store(true, Ordering::Relaxed);
         self.requests.fetch_add(1, Ordering::Relaxed);
         Busy(&self.busy)
+    }
+
+    /// Waits for the end of a request's body. That is part of reading the request: the time for its head goes on,
+    /// and the connection may be evicted.
+    pub(crate) async fn unfinished<T>(&self, rest: impl Future<Output = T>) -> T {
+        self.unfinished.store(true, Ordering::Relaxed);
+        let result = rest.await;
+        self.unfinished.store(false, Ordering::Relaxed);
+        result
     }
 
     /// Notes for how long a page without an end is being sent: its connection is not idle.
@@ -99,7 +110,7 @@ impl<S> Drop for Ended<S> {
 /// What a connection without a request under way is waited for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Awaited {
-    /// The rest of a request's head, or the first one.
+    /// The rest of a request's head, or the end of its body, or the first head.
     Head,
     /// Another request.
     Another,
@@ -124,13 +135,22 @@ impl Patience {
     }
 
     /// Ready when what is awaited has not come in time. To be called after each look at the connection.
-    fn poll(&mut self, requests: u64, reads: u64, limits: &Limits, cx: &mut Context<'_>) -> Poll<Awaited> {
+    fn poll<S>(
+        &mut self,
+        visit: &Visit<S>,
+        reads: u64,
+        limits: &Limits,
+        cx: &mut Context<'_>,
+    ) -> Poll<Awaited> {
+        let requests = visit.requests.load(Ordering::Relaxed);
+        let unfinished = visit.unfinished.load(Ordering::Relaxed);
         if requests != self.requests {
             // What was read belongs to the requests; a head that began behind them gets the shorter time.
             (self.requests, self.reads) = (requests, reads);
             self.wait = None;
         }
-        let awaited = if requests == 0 || reads != self.reads { Awaited::Head } else { Awaited::Another };
+        let awaited =
+            if unfinished || requests == 0 || reads != self.reads { Awaited::Head } else { Awaited::Another };
         if self.wait.as_ref().is_none_or(|wait| wait.0 != awaited) {
             let time = match awaited {
                 Awaited::Head => limits.request_head_timeout,
@@ -175,9 +195,11 @@ pub(crate) async fn serve<S: Socket>(
         busy: AtomicBool::new(false),
         requests: AtomicU64::new(0),
         live: AtomicBool::new(false),
+        unfinished: AtomicBool::new(false),
         handover: Mutex::new(None),
     });
-    let service = service_fn(|request| {
+    let service = service_fn(|mut request| {
+        headers::reduce(request.headers_mut());
         let (door, visit) = (Arc::clone(&door), Arc::clone(&visit));
         Box::pin(async move { Ok::<_, Infallible>(routes::answer(&door, &visit, request).await) })
             as ResponseFuture
@@ -215,9 +237,8 @@ pub(crate) async fn serve<S: Socket>(
                 if blocked || visit.live.load(Ordering::Relaxed) {
                     patience.stop();
                 } else {
-                    let requests = visit.requests.load(Ordering::Relaxed);
                     let reads = pipe.reads.load(Ordering::Relaxed);
-                    if let Poll::Ready(awaited) = patience.poll(requests, reads, &door.limits, cx) {
+                    if let Poll::Ready(awaited) = patience.poll(&visit, reads, &door.limits, cx) {
                         return Poll::Ready(End::Late(awaited));
                     }
                 }
@@ -252,7 +273,8 @@ pub(crate) async fn serve<S: Socket>(
         }
         End::Late(awaited) => {
             tracing::debug!(?peer, "no request came in time");
-            let began = !http.into_parts().read_buf.is_empty();
+            let unfinished = visit.unfinished.load(Ordering::Relaxed);
+            let began = unfinished || !http.into_parts().read_buf.is_empty();
             if began {
                 let _ = pipe.stream.try_write(REQUEST_TIMEOUT);
             }
@@ -282,7 +304,6 @@ const REQUEST_TIMEOUT: &[u8] =
 
 type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response<PageBody>, Infallible>> + Send>>;
 
-/// hyper's own limit of 100 headers stands: it keeps them on the stack.
 fn http(limits: &Limits) -> http1::Builder {
     /// The least that hyper takes.
     const BUFFER_MIN: usize = 8192;
@@ -291,6 +312,7 @@ fn http(limits: &Limits) -> http1::Builder {
         .title_case_headers(true)
         // Its own clock runs while a connection is idle, too.
         .header_read_timeout(None)
+        .max_headers(HEADER_LINES_MAX)
         .max_header_size(limits.request_head_bytes_max)
         .max_buf_size(limits.request_head_bytes_max.max(BUFFER_MIN));
     http

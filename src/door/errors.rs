@@ -67,9 +67,9 @@ reasons! {
     Address => "address",
     /// What came is not HTTP, or breaks its rules.
     Malformed => "malformed",
-    /// A request's head over `REQUEST_HEAD_BYTES` or with too many headers.
+    /// A request's head over `REQUEST_HEAD_BYTES` or with more than 2,000 header lines.
     HeadSize => "head_size",
-    /// A request's head that was not whole in `REQUEST_HEAD_SECONDS`.
+    /// A request's head, or the end of its empty body, that did not come in `REQUEST_HEAD_SECONDS`.
     HeadTime => "head_time",
     /// Without a request, closed to make room at the door (`MAX_DOOR_CONNECTIONS`).
     Evicted => "evicted",
@@ -100,6 +100,8 @@ impl Refusal {
     pub(crate) const METHOD: Refusal = refusal(405, "Method not allowed", Reason::Request);
     pub(crate) const BODY: Refusal =
         refusal(400, "A request for a stream must not have a body", Reason::Request);
+    pub(crate) const CHUNKS: Refusal =
+        refusal(400, "The body's chunked encoding is invalid", Reason::Malformed);
     pub(crate) const HOST: Refusal = refusal(400, "A request must have one Host header", Reason::Malformed);
     pub(crate) const NO_KEY: Refusal =
         refusal(400, "Missing or invalid Sec-WebSocket-Key header", Reason::Request);

@@ -4,6 +4,8 @@
 //! they do in Mastodon's server, whatever their case and with or without a slash at the end. A WebSocket is
 //! opened on any path.
 
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -33,15 +35,22 @@ const NO_STORE: HeaderValue = HeaderValue::from_static("private, no-store");
 pub(crate) async fn answer<S: Socket>(
     door: &Door<S>,
     visit: &Arc<Visit<S>>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Response<PageBody> {
-    let _busy = visit.begin();
     door.counters.requests.fetch_add(1, Ordering::Relaxed);
-    let id = RequestId::new();
-    // A body is never read, so what follows it cannot be told from it: the connection ends. That also holds
-    // off whatever a proxy took for a body and this server would not, or the other way round.
+    // A body with bytes is never read, so the next request cannot be found: the connection ends. It also ends after an
+    // empty body in chunks, since a proxy may have taken something else for that body.
     let may_stay =
         request.body().is_end_stream() && headers::keeps_alive(request.version(), request.headers());
+    let content = if opens_stream(door, &request) {
+        visit.unfinished(content(request.body_mut())).await
+    } else if request.body().is_end_stream() {
+        Content::None
+    } else {
+        Content::Bytes
+    };
+    let _busy = visit.begin();
+    let id = RequestId::new();
     tracing::debug!(
         request = id.as_str(),
         method = shown(request.method().as_str()),
@@ -57,15 +66,15 @@ pub(crate) async fn answer<S: Socket>(
             Some(page) => page.map(|body| visit.watch(body)),
             None => text(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", ADMIN_PATHS),
         }
-    } else if headers::is_websocket(request.version(), request.headers()) {
+    } else if headers::is_websocket(request.headers()) {
         // The client expects a WebSocket's answer, not a web page's: without CORS headers and body.
         let trace = Trace::begin(door, visit.peer, &id, &request, true);
-        let refusal = refused(door, &id, open_websocket(door, visit, &id, &request, &trace).await);
+        let refusal = refused(door, &id, open_websocket(door, visit, &id, &request, content, &trace).await);
         trace.refuse(&refusal);
         return refusal.upgrade(&id).map(PageBody::from);
     } else if let Some(kind) = stream_kind(request.uri().path(), request.uri().query().unwrap_or_default()) {
         let trace = Trace::begin(door, visit.peer, &id, &request, false);
-        match stream(door, visit, &id, &request, kind, &trace).await {
+        match stream(door, visit, &id, &request, content, kind, &trace).await {
             Ok(response) => {
                 trace.answer(response.status().as_u16());
                 response
@@ -85,6 +94,58 @@ pub(crate) async fn answer<S: Socket>(
     let stays = may_stay && !door.is_full.load(Ordering::Relaxed);
     headers::complete(&mut response, &id, stays.then_some(door.limits.keep_alive));
     response
+}
+
+/// What is known of a request's body.
+#[derive(Clone, Copy)]
+enum Content {
+    /// It has no byte.
+    None,
+    /// It has bytes, or nothing depends on whether it has.
+    Bytes,
+    /// It is not in chunks as its head says.
+    Invalid,
+}
+
+impl Content {
+    fn must_be_none(self) -> Result<(), Refusal> {
+        match self {
+            Content::None => Ok(()),
+            Content::Bytes => Err(Refusal::BODY),
+            Content::Invalid => Err(Refusal::CHUNKS),
+        }
+    }
+}
+
+/// Whether a request's answer depends on its body: on whether that is empty.
+fn opens_stream<S>(door: &Door<S>, request: &Request<Incoming>) -> bool {
+    let uri = request.uri();
+    matches!(*request.method(), Method::GET | Method::HEAD)
+        && door.streams
+        && (headers::is_websocket(request.headers())
+            || stream_kind(uri.path(), uri.query().unwrap_or_default()).is_some())
+}
+
+/// Reads an empty body to its end. A proxy sends such a body, in chunks, where it passes a request on before it
+/// knows that nothing follows: HAProxy and Caddy for HTTP/2, nginx without buffering. Chunk extensions and
+/// trailers are skipped; hyper bounds each of them to 16 KiB.
+async fn content(body: &mut Incoming) -> Content {
+    match body.size_hint().exact() {
+        Some(0) => return Content::None,
+        // Reading could ask for the bytes, by a 100 Continue.
+        Some(_) => return Content::Bytes,
+        None => {}
+    }
+    loop {
+        match poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
+            None => return Content::None,
+            Some(Ok(frame)) if frame.data_ref().is_some_and(|bytes| !bytes.is_empty()) => {
+                return Content::Bytes;
+            }
+            Some(Ok(_)) => {}
+            Some(Err(_)) => return Content::Invalid,
+        }
+    }
 }
 
 /// What of a request line may stand in the log: words as the known paths and methods have them. A confused
@@ -131,6 +192,7 @@ async fn stream<S: Socket>(
     visit: &Visit<S>,
     id: &RequestId,
     request: &Request<Incoming>,
+    content: Content,
     kind: StreamKind,
     trace: &Trace,
 ) -> Result<Response<Bytes>, Refusal> {
@@ -138,9 +200,7 @@ async fn stream<S: Socket>(
     if method != Method::GET && method != Method::HEAD {
         return Err(Refusal::METHOD);
     }
-    if !request.body().is_end_stream() {
-        return Err(Refusal::BODY);
-    }
+    content.must_be_none()?;
     let query = request.uri().query().unwrap_or_default();
     let asked = Asked { id, peer: visit.peer, headers: request.headers(), query, trace };
     let opened = door.in_time(async {
@@ -182,10 +242,11 @@ async fn open_websocket<S: Socket>(
     visit: &Visit<S>,
     id: &RequestId,
     request: &Request<Incoming>,
+    content: Content,
     trace: &Trace,
 ) -> Refusal {
-    if !request.body().is_end_stream() {
-        return Refusal::BODY;
+    if let Err(refusal) = content.must_be_none() {
+        return refusal;
     }
     let query = request.uri().query().unwrap_or_default();
     let asked = Asked { id, peer: visit.peer, headers: request.headers(), query, trace };

@@ -13,7 +13,7 @@ async fn a_head_that_is_too_large_is_refused() {
     let long = format!("X-Long: {}\r\n", "x".repeat(17 << 10));
     let answer = world.ask(&request("GET", "/api/v1/streaming/health", &long)).await;
     assert_eq!(answer.status, "HTTP/1.1 431 Request Header Fields Too Large");
-    let many: String = (0..101).map(|number| format!("X-{number}: x\r\n")).collect();
+    let many = "A:\r\n".repeat(crate::limits::HEADER_LINES_MAX + 1);
     let answer = world.ask(&request("GET", "/api/v1/streaming/health", &many)).await;
     assert_eq!(answer.status, "HTTP/1.1 431 Request Header Fields Too Large");
     let fits = format!("X-Long: {}\r\n", "x".repeat(15 << 10));
