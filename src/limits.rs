@@ -46,6 +46,11 @@ pub const SOCKET_RECEIVE_BYTES: u32 = 16 * 1024;
 /// client's connection up. Longer than two WebSocket pings.
 pub const SOCKET_DEAD_AFTER: Duration = Duration::from_secs(75);
 
+/// The largest `MAX_SUBSCRIPTIONS`. A subscription's index has 16 bits, of which the highest value stands for the
+/// system channels. A subscribe message compares its stream with each of the client's: at this bound it takes
+/// some 0.3 ms.
+pub const SUBSCRIPTIONS_MAX: usize = 10_000;
+
 /// Connections to the listener of `ADMIN_BIND` at once: every live view, and some scrapers beside them.
 pub const ADMIN_CONNECTIONS_MAX: usize = 64;
 
@@ -216,7 +221,7 @@ pub struct Limits {
     pub close_flush: Duration,
     /// `MAX_CLIENT_MESSAGE_BYTES`, 64 KiB: one message from a WebSocket client (close 1009).
     pub client_message_bytes_max: usize,
-    /// `MAX_SUBSCRIPTIONS`, 200: streams on one WebSocket.
+    /// `MAX_SUBSCRIPTIONS`, 200: streams on one WebSocket, at most [`SUBSCRIPTIONS_MAX`].
     pub subscriptions_max: usize,
     /// `CLIENT_MESSAGE_RATE`, 50: frames per second and connection, of whatever kind, and reads that finish
     /// none. Subscribing takes up to 20 of them; who pings does it once in a second at most, and apps once a

@@ -3,7 +3,7 @@
 
 use super::read::Reader;
 use super::variables as v;
-use crate::limits::Limits;
+use crate::limits::{Limits, SUBSCRIPTIONS_MAX};
 
 const HOUR_MS: u64 = 3_600_000;
 const GIB: usize = 1 << 30;
@@ -42,7 +42,7 @@ pub(super) fn limits(read: &mut Reader) -> Limits {
             d.client_message_bytes_max,
             125..=64 << 20,
         ),
-        subscriptions_max: read.number(&v::MAX_SUBSCRIPTIONS, d.subscriptions_max, 1..=100_000),
+        subscriptions_max: read.number(&v::MAX_SUBSCRIPTIONS, d.subscriptions_max, 1..=SUBSCRIPTIONS_MAX),
         client_message_rate: client_message_rate.max(subscribe_rate),
         client_message_burst: client_message_burst.max(subscribe_burst),
         subscribe_rate,

@@ -316,6 +316,9 @@ fn limits_are_read_with_units_and_ranges() {
     assert_eq!((limits.sse_heartbeat, limits.gap_close_spread), (Duration::from_millis(50), Duration::ZERO));
     for (name, value) in [
         ("STREAMING_THREADS", "17"),
+        // A subscription's index has 16 bits.
+        ("MAX_SUBSCRIPTIONS", "65536"),
+        ("MAX_SUBSCRIPTIONS", "10001"),
         ("DOOR_TIMEOUT", "0"),
         ("MAX_MESSAGE_BYTES", "1TiB"),
         ("WS_PING_SECONDS", "soon"),

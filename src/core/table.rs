@@ -18,12 +18,15 @@ use hashbrown::HashTable;
 use slab::Slab;
 
 use crate::core::stream::Channel;
+use crate::limits::SUBSCRIPTIONS_MAX;
 
 /// Which of a client's subscriptions a membership belongs to.
 pub type SubIndex = u16;
 
 /// The subscription index that stands for a connection's two system channels.
 pub const SYSTEM: SubIndex = SubIndex::MAX;
+
+const _: () = assert!(SUBSCRIPTIONS_MAX <= SYSTEM as usize, "each subscription's index is below SYSTEM");
 
 /// One subscription's membership in a channel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -1,3 +1,5 @@
+mod bounds;
+
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
 use std::rc::Rc;
