@@ -187,6 +187,8 @@ pub(crate) struct Extra {
     pub finishing: Option<(Arc<Event>, usize)>,
     /// Subscribe and unsubscribe messages that wait for the one in flight.
     pub waiting: VecDeque<(bool, StreamRequest)>,
+    /// The text in `waiting`.
+    pub waiting_bytes: usize,
     /// A request of this client is at the door.
     pub in_flight: bool,
 }

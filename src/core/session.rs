@@ -308,6 +308,15 @@ impl StreamRequest {
         }
     }
 
+    /// The bytes of text that it holds.
+    pub fn text_bytes(&self) -> usize {
+        let given = |given: &Given| match given {
+            Given::Text(text) | Given::Number(text) => text.len(),
+            Given::Missing | Given::Wrong => 0,
+        };
+        self.stream.as_ref().map_or(0, String::len) + given(&self.tag) + given(&self.list)
+    }
+
     /// The kind by its name alone, for the scope check that comes first.
     pub fn kind(&self) -> Option<StreamKind> {
         StreamKind::from_name(self.stream.as_deref()?)

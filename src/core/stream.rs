@@ -137,6 +137,15 @@ impl Stream {
         smallvec![one]
     }
 
+    /// The bytes of text that a subscription of this stream holds: the tag, and the client's spelling.
+    pub fn text_bytes(&self) -> usize {
+        let tag = match &self.param {
+            Param::Tag(tag) => tag.as_str().len(),
+            Param::List(_) | Param::None => 0,
+        };
+        tag + self.spelling.as_ref().map_or(0, |spelling| spelling.len())
+    }
+
     /// Whether statuses that are for local accounts only go to this stream. Node's rule: to all but the
     /// remote ones, and to the public ones only where the client asked for them.
     pub fn shows_local_only(&self) -> bool {

@@ -298,7 +298,11 @@ impl<S: Socket> Door<S> {
         if viewer.account != 0 {
             channels.push(Channel::System(viewer.account));
         }
-        let subscription = stream.map(|stream| {
+        let subscription = stream.map(|mut stream| {
+            if transport != Transport::WebSocket {
+                // Only WebSocket messages carry the stream's name.
+                stream.spelling = None;
+            }
             let channels = stream.channels(viewer.account, viewer.scopes.notifications());
             NewSubscription { stream, channels, account: viewer.account }
         });

@@ -5,7 +5,7 @@
 //! otherwise the connection is reset, so that a truncated stream never looks like a whole one and the kernel
 //! keeps nothing for a client that will not read.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
@@ -40,7 +40,8 @@ impl<S: Socket> Relay<S> {
         let Some(client) = self.clients.get_mut(index as usize) else { return };
         client.phase = Phase::Closing;
         let extra = client.extra();
-        extra.waiting.clear();
+        extra.waiting = VecDeque::new();
+        extra.waiting_bytes = 0;
         extra.in_flight = false;
         if !last.is_empty() {
             extra.out.push_back(last);

@@ -2,7 +2,8 @@
 //!
 //! Subscribe and unsubscribe messages of one client take effect in the order they were sent: while one is
 //! at the door (a list's owner is looked up, Redis confirms a channel), later ones wait. How many may wait is
-//! bounded by the rate limit's burst, and each keeps only what its answer depends on.
+//! bounded by the rate limit's burst, their text by [`SUBSCRIPTION_TEXT_BYTES`], and each keeps only what its answer
+//! depends on.
 
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -16,8 +17,8 @@ use crate::core::client::{Flags, Phase};
 use crate::core::counters::{CloseReason, add};
 use crate::core::handover::{ClientId, NewSubscription, SessionRequest, Want};
 use crate::core::session::{ClientMessage, RequestError, StreamRequest};
-use crate::core::stream::{Channel, Param, StreamKind};
-use crate::limits::ANSWERS_WAITING_MAX;
+use crate::core::stream::{Channel, Param, Stream, StreamKind};
+use crate::limits::{ANSWERS_WAITING_MAX, Limits, SUBSCRIPTION_TEXT_BYTES};
 use crate::proto::ws::Incoming;
 
 /// A decoded message, owned, so that the decoder's borrow ends before anything is decided.
@@ -163,10 +164,15 @@ impl<S: Socket> Relay<S> {
         let Some(client) = self.clients.get_mut(index as usize) else { return };
         if client.extra.as_ref().is_some_and(|extra| extra.in_flight) {
             let extra = client.extra();
-            if extra.waiting.len() >= self.limits.subscribe_burst as usize {
+            let waiting_max = self.limits.subscribe_burst as usize;
+            let request = request.shortened(self.limits.param_bytes_max);
+            let bytes = extra.waiting_bytes + request.text_bytes();
+            let too_much = !extra.waiting.is_empty() && bytes > text_bytes_max(waiting_max);
+            if too_much || extra.waiting.len() >= waiting_max {
                 return self.close(index, CloseReason::RateLimited, now);
             }
-            extra.waiting.push_back((subscribe, request.shortened(self.limits.param_bytes_max)));
+            extra.waiting_bytes = bytes;
+            extra.waiting.push_back((subscribe, request));
             return;
         }
         self.request(index, subscribe, request);
@@ -200,7 +206,8 @@ impl<S: Socket> Relay<S> {
         if find(client, &channels, stream.kind).is_some() {
             return Ok(());
         }
-        if client.subs.len() >= self.limits.subscriptions_max {
+        if client.subs.len() >= self.limits.subscriptions_max || !has_room_for(client, &stream, &self.limits)
+        {
             return Err(RequestError::TooMany);
         }
         let want = Want::Subscribe(stream);
@@ -260,6 +267,7 @@ impl<S: Socket> Relay<S> {
             && !extra.in_flight
             && let Some((subscribe, request)) = extra.waiting.pop_front()
         {
+            extra.waiting_bytes -= request.text_bytes();
             self.request(id.index, subscribe, request);
         }
         if let Some(client) = self.get(id) {
@@ -286,6 +294,17 @@ fn find<S>(
             same_kind && subscription.channels(client.account, client.scopes) == *channels
         })
         .map(|sub| sub as u16)
+}
+
+/// The bytes of text that so many subscriptions of one client, or messages that wait, may hold.
+fn text_bytes_max(count_max: usize) -> usize {
+    count_max.saturating_mul(SUBSCRIPTION_TEXT_BYTES)
+}
+
+/// Whether the client may hold the text of one more stream.
+fn has_room_for<S>(client: &crate::core::client::Client<S>, stream: &Stream, limits: &Limits) -> bool {
+    let held: usize = client.subs.iter().map(|subscription| subscription.stream().text_bytes()).sum();
+    held == 0 || held + stream.text_bytes() <= text_bytes_max(limits.subscriptions_max)
 }
 
 /// A text frame with an error, as Node words it.

@@ -1,7 +1,7 @@
 //! Bounds of what one client may have, and what clients that left leave behind.
 
 use super::*;
-use crate::limits::SUBSCRIPTIONS_MAX;
+use crate::limits::{SUBSCRIPTION_TEXT_BYTES, SUBSCRIPTIONS_MAX};
 
 fn list(id: u64) -> NewSubscription {
     let stream =
@@ -32,4 +32,69 @@ fn last_subscription_that_the_setting_allows_gets_its_messages() {
     relay.flush(&mut || now);
     let got = wire.borrow_mut().drain(..).flat_map(|(_, bytes)| bytes).collect::<Vec<u8>>();
     assert!(String::from_utf8_lossy(&got).contains(&format!(r#""stream":["list","{lists}"]"#)));
+}
+
+/// A message that subscribes to that tag.
+fn subscribe_to(tag: &str) -> Vec<u8> {
+    let text = serde_json::json!({ "type": "subscribe", "stream": "hashtag", "tag": tag }).to_string();
+    let length = (text.len() as u16).to_be_bytes();
+    [&[0x81, 0x80 | 126, length[0], length[1], 0, 0, 0, 0], text.as_bytes()].concat()
+}
+
+/// A client asks for streams of these tags, and Redis confirms each at once; or it confirms none. How many it asked for
+/// at the door, and why it was closed, if it was.
+fn ask_for(tags: impl Iterator<Item = String>, confirmed: bool) -> (usize, usize, Option<CloseReason>) {
+    let mut relay = Relay::new(0, Limits::default(), Duration::ZERO, Arc::default());
+    let (said, mut buffer) = (Rc::default(), vec![0; 16 << 10]);
+    relay.deliver(client(Deaf(Rc::clone(&said)), Transport::WebSocket, 1), Duration::ZERO);
+    let id = relay.clients[0].id(0, 0);
+    let (mut asked, mut waiting_most) = (0, 0);
+    for (number, tag) in tags.enumerate() {
+        said.borrow_mut().extend(subscribe_to(&tag));
+        relay.readable(0, false, &mut buffer, Duration::from_secs(number as u64));
+        for request in std::mem::take(&mut relay.effects.requests) {
+            asked += 1;
+            let crate::core::handover::Want::Subscribe(stream) = request.want else { panic!("{request:?}") };
+            if confirmed {
+                let new = NewSubscription { channels: stream.channels(1, true), stream, account: 1 };
+                relay.deliver(Delivery::Subscription(id, new, 0), Duration::ZERO);
+            }
+        }
+        let Some(client) = relay.clients.get(0) else { break };
+        let held: usize = client.subs.iter().map(|sub| sub.stream().text_bytes()).sum();
+        let most = Limits::default().subscriptions_max * SUBSCRIPTION_TEXT_BYTES;
+        assert!(held <= most, "the client's subscriptions hold {held} bytes of text");
+        let waiting = client
+            .extra
+            .as_ref()
+            .map_or(0, |extra| extra.waiting.iter().map(|(_, request)| request.text_bytes()).sum());
+        waiting_most = waiting_most.max(waiting);
+    }
+    let closed = |reason: &CloseReason| relay.counters.closes[*reason as usize].load(Relaxed) > 0;
+    (asked, waiting_most, CloseReason::ALL.into_iter().find(closed))
+}
+
+#[test]
+fn text_of_a_clients_subscriptions_is_bounded_together() {
+    let control = |n: usize| format!("t{n}{}", "\u{1}".repeat(500));
+    // As JSON, which a client's messages come with, each is six times as long.
+    let (asked, _, closed) = ask_for((0..200).map(control), true);
+    assert!((5..20).contains(&asked), "{asked} were asked for");
+    assert_eq!(closed, None, "it is told, and stays");
+    // As many tags as a client may have, each longer than people's.
+    let (asked, ..) = ask_for((0..199).map(|n| format!("{n}{}", "x".repeat(100))), true);
+    assert_eq!(asked, 199);
+}
+
+#[test]
+fn text_of_messages_that_wait_is_bounded_together() {
+    let long = |n: usize| format!("t{n}{}", "x".repeat(500));
+    let (asked, waiting, closed) = ask_for((0..200).map(long), false);
+    assert_eq!((asked, closed), (1, Some(CloseReason::RateLimited)));
+    assert!(
+        waiting <= Limits::default().subscriptions_max * SUBSCRIPTION_TEXT_BYTES,
+        "{waiting} bytes waited"
+    );
+    let (_, _, closed) = ask_for((0..199).map(|n| format!("{n}{}", "x".repeat(100))), false);
+    assert_eq!(closed, None);
 }
