@@ -7,6 +7,8 @@
 //!     cargo bench --bench load -- floor              the kernel's own rate: 1, 2, 4 threads, 1, 4, 16 messages a send
 //!     cargo bench --bench load -- peer               fanout for this server and for TIDEGATE_PEER_COMMAND's, side by side
 //!     cargo bench --bench load -- storm|idle|memory|ingest|backlog|start [--clients N]
+//!     cargo bench --bench load -- in-flight                          the storm's first part alone
+//!     cargo bench --bench load -- churn [--connections 1000000]      memory after clients came and went, twice
 //!
 //! Clients beyond what one process may have open are held by further ones: `fanout --clients 30000`. On a machine that
 //! does not let the server itself have as many, LOAD_READERS_PER_PROCESS=2000 shows the same with fewer.
@@ -25,8 +27,10 @@ mod shared;
 
 mod board;
 mod children;
+mod churn;
 mod fanout;
 mod floor;
+mod handshakes;
 mod readers;
 mod stamp;
 mod still;
@@ -50,7 +54,12 @@ fn main() {
         "floor" => fanout::floors(&mut report),
         "beside-floor" => fanout::against_the_floor(&mut report),
         "peer" => return fanout::peers(rest),
-        "storm" => storm::run(option(rest, "--clients", 10_000), &mut report),
+        "storm" => {
+            storm::in_flight(&mut report);
+            storm::run(option(rest, "--clients", 10_000), &mut report);
+        }
+        "in-flight" => storm::in_flight(&mut report),
+        "churn" => churn::run(option(rest, "--connections", 1_000_000), &mut report),
         "idle" => still::idle(option(rest, "--clients", 10_000), &mut report),
         "memory" => still::memory(option(rest, "--clients", 10_000), &mut report),
         "ingest" => still::ingest(&mut report),
@@ -69,6 +78,7 @@ fn all(report: &mut Report) {
     still::start(report);
     still::memory(10_000, report);
     still::idle(10_000, report);
+    storm::in_flight(report);
     storm::run(10_000, report);
     fanout::against_the_floor(report);
     still::backlog(report);

@@ -351,7 +351,7 @@ pub fn connect_from(number: u32) {
 
 /// A connection begun. Each source address is used for so many and then never again: closed connections hold their
 /// ports for a minute, and looking for a free one among them takes the kernel milliseconds.
-fn open(address: SocketAddr) -> TcpStream {
+pub fn open(address: SocketAddr) -> TcpStream {
     let source = OPENED.fetch_add(1, Ordering::Relaxed) / OF_ONE_ADDRESS;
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.set_nonblocking(true).unwrap();

@@ -95,6 +95,14 @@ impl Town {
         Plan { request: request.into(), framing, first: self.number }
     }
 
+    /// A stream of that hashtag, by Server-Sent Events and the `n`-th account.
+    pub fn hashtag_plan(&self, n: u64, tag: &str) -> Plan {
+        let bearer = format!("Bearer {}", self.accounts.token(n));
+        let path = format!("/api/v1/streaming/hashtag?tag={tag}");
+        let request = request("GET", &path, &[("Authorization", bearer.as_str())]);
+        Plan { request: request.into(), framing: Framing::Events, first: self.number }
+    }
+
     /// The same for accounts `from..=to`.
     pub fn plans(&self, from: u64, to: u64, stream: Stream, framing: Framing) -> Vec<Plan> {
         (from..=to).map(|n| self.plan(n, stream, framing)).collect()

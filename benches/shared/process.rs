@@ -35,6 +35,8 @@ pub fn family_cpu_seconds(parent: u32) -> f64 {
 pub struct Memory {
     pub rss_kib: u64,
     pub pss_kib: u64,
+    /// Of the resident memory, what is no file's.
+    pub anonymous_kib: u64,
 }
 
 pub fn memory(pid: u32) -> Memory {
@@ -43,7 +45,11 @@ pub fn memory(pid: u32) -> Memory {
         let line = text.lines().find(|line| line.starts_with(name))?;
         line.split_whitespace().nth(1)?.parse().ok()
     };
-    Memory { rss_kib: field("Rss:").unwrap_or(0), pss_kib: field("Pss:").unwrap_or(0) }
+    Memory {
+        rss_kib: field("Rss:").unwrap_or(0),
+        pss_kib: field("Pss:").unwrap_or(0),
+        anonymous_kib: field("Anonymous:").unwrap_or(0),
+    }
 }
 
 /// Starts counting the system calls of a process, if strace is there; the count is what `calls` returns.
