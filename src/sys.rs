@@ -85,7 +85,7 @@ pub fn give_memory_back() {
     }
 }
 
-/// A thread that frees what another one allocated: what came with clients. Its cache of small free blocks (tcache)
+/// A thread that frees what another one allocated: what came with clients that come and go. Its cache of small free blocks (tcache)
 /// holds up to seven of each size, which after a rush lie all over the other's heap and keep a page each: measured
 /// 50 pages a thread. It gives them back when the rush is over; [`give_memory_back`] then finds the pages free.
 ///
@@ -94,11 +94,11 @@ pub fn give_memory_back() {
 pub struct ThreadCache {
     quiet: Duration,
     longest: Duration,
-    /// How many clients came since it was emptied last.
+    /// How many clients came or left since it was emptied last.
     clients: usize,
-    /// When the first of them came.
+    /// When the first of them did.
     first_at: Duration,
-    /// When the last of them came.
+    /// When the last of them did.
     last_at: Duration,
 }
 
@@ -123,8 +123,8 @@ impl ThreadCache {
         }
     }
 
-    /// What came with so many clients is or will be freed in this turn.
-    pub fn came(&mut self, clients: usize, now: Duration) {
+    /// So many clients came or left: what came with them is or will be freed in this turn.
+    pub fn passed(&mut self, clients: usize, now: Duration) {
         if clients > 0 {
             self.first_at = if self.clients == 0 { now } else { self.first_at };
             self.clients += clients;
@@ -172,18 +172,18 @@ mod tests {
     fn a_cache_is_emptied_after_a_rush_and_not_for_a_few() {
         let at = Duration::from_millis;
         let mut cache = ThreadCache::new(&Limits::default());
-        cache.came(ThreadCache::CROWD - 1, at(1000));
+        cache.passed(ThreadCache::CROWD - 1, at(1000));
         assert_eq!(cache.due_in(at(9000)), None, "for few it is not worth it");
-        cache.came(1, at(9000));
+        cache.passed(1, at(9000));
         assert_eq!(cache.due_in(at(9100)), Some(at(400)));
-        cache.came(1, at(9400));
+        cache.passed(1, at(9400));
         assert_eq!(cache.due_in(at(9500)), Some(at(400)), "not within the rush");
         cache.settle(at(9899));
         assert!(cache.due_in(at(9899)).is_some());
         cache.settle(at(9900));
         assert_eq!(cache.due_in(at(9900)), None);
 
-        (0..100).for_each(|n| cache.came(100, at(20_000 + 200 * n)));
+        (0..100).for_each(|n| cache.passed(100, at(20_000 + 200 * n)));
         assert_eq!(cache.due_in(at(29_900)), Some(at(100)), "a rush without end is not waited for");
     }
 }

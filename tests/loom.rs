@@ -9,9 +9,11 @@ mod gate;
 mod inbox;
 #[path = "../src/core/mailbox.rs"]
 pub mod mailbox;
+#[path = "../src/core/slack.rs"]
+pub mod slack;
 
 mod core {
-    pub use crate::mailbox;
+    pub use crate::{mailbox, slack};
 
     pub mod sync {
         pub use loom::sync::{Arc, Mutex, MutexGuard, atomic};

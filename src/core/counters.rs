@@ -206,6 +206,11 @@ impl Flow {
         self.opened.load(Relaxed)
     }
 
+    /// How many ever went.
+    pub fn ended(&self) -> u64 {
+        self.ended.load(Relaxed)
+    }
+
     /// How many there are. Never negative, whatever happens while it reads.
     pub fn live(&self) -> u64 {
         let ended = self.ended.load(Relaxed);
@@ -387,6 +392,11 @@ impl ReactorCounters {
         self.clients[transport].end(1);
         self.subscriptions[transport][SYSTEM].end(system_channels);
         add(&self.closes[reason as usize], 1);
+    }
+
+    /// Subscriptions that ended so far, each client's system channels among them.
+    pub fn ended(&self) -> u64 {
+        self.subscriptions.iter().flatten().map(Flow::ended).sum()
     }
 
     /// A client has one more stream.

@@ -11,10 +11,8 @@
 use std::collections::VecDeque;
 
 use crate::core::mailbox::Mailbox;
+use crate::core::slack::Slack;
 use crate::core::sync::Arc;
-
-/// Room kept for this many items; the rest is freed after a burst.
-const KEPT_ITEMS: usize = 1024;
 
 /// Takes items out of a [`Mailbox`] in the order in which they were pushed, a part at a time.
 #[derive(Debug)]
@@ -33,12 +31,10 @@ impl<T> Inbox<T> {
 
     /// The next items, at most `most`, in order. Dropping the iterator drops those that were not asked for.
     pub fn take(&mut self, most: usize) -> impl ExactSizeIterator<Item = T> + '_ {
-        if self.taken.is_empty() {
-            self.taken.shrink_to(KEPT_ITEMS);
-        }
+        self.taken.give_back();
         self.mailbox.drain(&mut self.drained);
         self.taken.extend(self.drained.drain(..));
-        self.drained.shrink_to(KEPT_ITEMS);
+        self.drained.give_back();
         let part = self.taken.len().min(most);
         self.taken.drain(..part)
     }

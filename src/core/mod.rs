@@ -19,6 +19,7 @@ pub mod mailbox;
 pub mod relay;
 pub mod report;
 pub mod session;
+pub mod slack;
 pub mod stream;
 pub mod subscriptions;
 pub mod sync;

@@ -17,7 +17,7 @@
 //! Bounds: the table by the channels referenced or in flight, the lists of commands by the table; the list
 //! of presence keys to set is cleaned whenever it outgrows the channels that want one, that of keys nobody needs
 //! any more has a bound of its own. A kill looks at every
-//! open ticket, of which the door allows a bounded number.
+//! open ticket, of which the door allows a bounded number. Each gives its memory back as its entries go.
 //!
 //! Tested by properties against a naive model of a Redis that executes commands in order.
 
@@ -28,6 +28,7 @@ use foldhash::fast::RandomState;
 use smallvec::SmallVec;
 
 use crate::core::handover::{HoldError, Ticket};
+use crate::core::slack::Slack;
 use crate::core::stream::Channel;
 
 mod state;
@@ -58,6 +59,7 @@ pub struct Subscriptions<R> {
     unset_clean_at: usize,
     /// Channels whose presence key may be set though nobody holds them any more.
     stale: VecDeque<Channel>,
+    stale_bytes: usize,
     resuming: usize,
     regained: bool,
     finished: Vec<(R, Result<(), HoldError>)>,
@@ -79,8 +81,12 @@ enum Link {
 const IN_FLIGHT_MAX: u8 = u8::MAX;
 const UNSET_CLEAN_MIN: usize = 1024;
 
-/// Keys beyond this end by themselves.
-const STALE_MAX: usize = 1 << 16;
+/// Hashtags beyond this, in bytes of their text and [`STALE_ENTRY_BYTES`] for each, are not waited for: their keys end by
+/// themselves. Clients choose the text.
+const STALE_BYTES_MAX: usize = 4 << 20;
+
+/// What a hashtag takes besides its text: its place in the list, and what the allocator adds.
+const STALE_ENTRY_BYTES: usize = 96;
 
 #[derive(Debug)]
 struct Open<R> {
@@ -105,11 +111,20 @@ impl<R> Default for Subscriptions<R> {
             unset: VecDeque::new(),
             unset_clean_at: UNSET_CLEAN_MIN,
             stale: VecDeque::new(),
+            stale_bytes: 0,
             resuming: 0,
             regained: false,
             finished: Vec::new(),
             sharding: RandomState::default(),
         }
+    }
+}
+
+/// What a channel takes in the list of those whose key is to end; none for those whose keys end by themselves.
+fn stale_bytes(channel: &Channel) -> Option<usize> {
+    match channel {
+        Channel::Hashtag { tag, .. } => Some(tag.as_str().len() + STALE_ENTRY_BYTES),
+        _ => None,
     }
 }
 
@@ -167,12 +182,9 @@ impl<R> Subscriptions<R> {
         }
     }
 
-    /// Takes a ticket off the list. With the last one a rush of newcomers is over, and its memory comes back.
     fn forget(&mut self, ticket: Ticket) -> Option<Open<R>> {
         let open = self.tickets.remove(&ticket);
-        if self.tickets.is_empty() {
-            self.tidy();
-        }
+        self.tickets.give_back();
         open
     }
 
@@ -189,11 +201,19 @@ impl<R> Subscriptions<R> {
             let untouched = state.has(ASKED);
             state.flags &= !(PRESENT | ASKED | REFUSED | ALONE);
             self.referenced -= 1;
-            if matches!(channel, Channel::Hashtag { .. }) && !untouched && self.stale.len() < STALE_MAX {
-                self.stale.push_back(channel.clone());
+            if !untouched {
+                self.note_stale(channel);
             }
             self.settle(channel);
             self.reconcile(channel);
+        }
+    }
+
+    fn note_stale(&mut self, channel: &Channel) {
+        let Some(bytes) = stale_bytes(channel) else { return };
+        if self.stale_bytes + bytes <= STALE_BYTES_MAX {
+            self.stale_bytes += bytes;
+            self.stale.push_back(channel.clone());
         }
     }
 
@@ -259,6 +279,7 @@ impl<R> Subscriptions<R> {
                     }
                 }
             }
+            self.waiting.give_back();
         }
         Some(open)
     }
@@ -307,7 +328,7 @@ impl<R> Subscriptions<R> {
                 state.flags |= ALONE;
             } else {
                 state.flags = state.flags & !ALONE | REFUSED;
-                for ticket in self.waiting.remove(channel).unwrap_or_default() {
+                for ticket in self.take_waiting(channel) {
                     self.fail(ticket, HoldError::Refused);
                 }
             }
@@ -347,15 +368,16 @@ impl<R> Subscriptions<R> {
             state.refs > 0
         });
         self.referenced = self.table.len();
-        self.waiting.clear();
-        self.unsent.clear();
-        self.unset.clear();
+        self.tickets.give_back();
+        self.waiting = HashMap::default();
+        self.unsent = VecDeque::new();
+        self.unset = VecDeque::new();
         self.unset_clean_at = UNSET_CLEAN_MIN;
         // These keys end by themselves.
-        self.stale.clear();
+        self.stale = VecDeque::new();
+        self.stale_bytes = 0;
         self.resuming = 0;
         self.regained = false;
-        self.tidy();
     }
 
     /// A new connection stands, with no subscriptions and no presence keys that can be relied on.
@@ -395,7 +417,7 @@ impl<R> Subscriptions<R> {
             self.resuming -= 1;
         }
         if ready {
-            for ticket in self.waiting.remove(channel).unwrap_or_default() {
+            for ticket in self.take_waiting(channel) {
                 if let Some(open) = self.tickets.get_mut(&ticket) {
                     open.missing -= 1;
                 }
@@ -405,6 +427,12 @@ impl<R> Subscriptions<R> {
         if resumed && self.resuming == 0 {
             self.go_live();
         }
+    }
+
+    fn take_waiting(&mut self, channel: &Channel) -> SmallVec<[Ticket; 2]> {
+        let waiting = self.waiting.remove(channel).unwrap_or_default();
+        self.waiting.give_back();
+        waiting
     }
 
     fn go_live(&mut self) {
@@ -470,6 +498,7 @@ impl<R> Subscriptions<R> {
         debug_assert!(subscribe.is_empty() && unsubscribe.is_empty());
         while subscribe.len() < max && unsubscribe.len() < max {
             let Some(channel) = self.unsent.pop_front() else { return };
+            self.unsent.give_back();
             let Some(state) = self.table.get_mut(&channel) else { continue };
             if state.has(ALONE) && state.wanted() && !subscribe.is_empty() {
                 self.unsent.push_front(channel);
@@ -498,6 +527,7 @@ impl<R> Subscriptions<R> {
     pub fn next_presence(&mut self, max: usize, into: &mut Vec<Channel>) {
         while into.len() < max {
             let Some(channel) = self.unset.pop_front() else { return };
+            self.unset.give_back();
             if let Some(state) = self.table.get_mut(&channel)
                 && state.has(ASKED)
             {
@@ -514,6 +544,8 @@ impl<R> Subscriptions<R> {
     pub fn next_stale(&mut self, max: usize, into: &mut Vec<Channel>) {
         while into.len() < max {
             let Some(channel) = self.stale.pop_front() else { return };
+            self.stale_bytes -= stale_bytes(&channel).unwrap_or(0);
+            self.stale.give_back();
             if self.table.get(&channel).is_none_or(|state| state.refs == 0) {
                 into.push(channel);
             }
@@ -532,6 +564,7 @@ impl<R> Subscriptions<R> {
     /// Moves the tickets that were decided to the end of `into`.
     pub fn take_finished(&mut self, into: &mut Vec<(R, Result<(), HoldError>)>) {
         into.append(&mut self.finished);
+        self.finished.give_back();
     }
 
     /// Whether everything is subscribed again since the last call: once per connection.
@@ -559,29 +592,14 @@ impl<R> Subscriptions<R> {
         self.link == Link::Live
     }
 
-    /// Gives memory back after a rush. Call it now and then.
-    pub fn tidy(&mut self) {
-        fn sparse(length: usize, capacity: usize) -> bool {
-            capacity > 256 && length < capacity / 4
-        }
-        self.table.tidy();
-        if sparse(self.tickets.len(), self.tickets.capacity()) {
-            self.tickets.shrink_to(self.tickets.len() * 2);
-        }
-        if sparse(self.waiting.len(), self.waiting.capacity()) {
-            self.waiting.shrink_to(self.waiting.len() * 2);
-        }
-        if sparse(self.unsent.len(), self.unsent.capacity()) {
-            self.unsent.shrink_to(self.unsent.len() * 2);
-        }
-        if sparse(self.unset.len(), self.unset.capacity()) {
-            self.unset.shrink_to(self.unset.len() * 2);
-        }
-        if sparse(self.stale.len(), self.stale.capacity()) {
-            self.stale.shrink_to(self.stale.len() * 2);
-        }
-        if sparse(self.finished.len(), self.finished.capacity()) {
-            self.finished.shrink_to(self.finished.len() * 2);
-        }
+    /// The entries for which all tables and lists have room.
+    #[cfg(test)]
+    fn capacity(&self) -> usize {
+        self.table.capacity()
+            + self.tickets.capacity()
+            + self.waiting.capacity()
+            + self.unsent.capacity()
+            + self.unset.capacity()
+            + self.stale.capacity()
     }
 }

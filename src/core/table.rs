@@ -17,6 +17,7 @@ use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 use slab::Slab;
 
+use crate::core::slack::{Slack, is_sparse};
 use crate::core::stream::Channel;
 use crate::limits::SUBSCRIPTIONS_MAX;
 
@@ -192,10 +193,7 @@ impl Table {
                 *found.get_mut() = Entry::one(*alone);
                 crowds.remove(index as usize);
             }
-            members if members.len() * 4 < crowd.capacity() && crowd.capacity() > 64 => {
-                crowd.shrink_to(crowd.len() * 2);
-            }
-            _ => {}
+            _ => crowd.give_back(),
         }
         moved
     }
@@ -237,10 +235,23 @@ impl Table {
         })
     }
 
+    /// Gives back the memory of crowds that are no more. The work is that of looking at all.
+    pub fn give_back(&mut self) {
+        if is_sparse(self.crowds.len(), self.crowds.capacity()) {
+            self.crowds.shrink_to_fit();
+        }
+    }
+
+    /// The channels and crowds for which there is room.
+    #[cfg(test)]
+    pub fn capacity(&self) -> usize {
+        self.entries.capacity() + self.crowds.capacity()
+    }
+
     // When most clients have left, the table's memory comes back; the amortised cost is constant.
     fn maybe_shrink(&mut self, names: impl Fn(Member) -> Channel) {
         let Table { entries, crowds, hasher } = self;
-        if entries.capacity() > 1024 && entries.len() * 8 < entries.capacity() {
+        if is_sparse(entries.len(), entries.capacity()) {
             entries.shrink_to(entries.len() * 2, |entry| entry.hash(hasher, crowds, &names));
         }
     }
@@ -328,7 +339,7 @@ mod tests {
             assert_eq!(table.remove(&name(member(client, 1)), member(client, 1), 0, name), None);
         }
         assert!(table.is_empty());
-        assert!(table.entries.capacity() <= 1024);
+        assert!(table.entries.capacity() <= 64);
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! A timer wheel: many timers, 8 bytes each, no object per timer, no clock.
 //!
 //! Time is cut into ticks; a timer stands in the slot of its tick. Timers beyond the horizon (a token that
-//! expires within the hour) wait in an ordered map. A timer is never removed: who is called checks whether it is
-//! still meant (clients carry a generation for that). The work of a turn is the timers that are due, whatever
+//! expires within the hour) wait in an ordered map. No single timer is removed: the owner checks whether one that
+//! fires is still meant (clients carry a generation for that), and sifts out those of clients that left, now and then. The work of a turn is the timers that are due, whatever
 //! their number in all.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
+
+use crate::core::slack::is_sparse;
 
 /// The length of a tick, in milliseconds: the accuracy of every timer here, never early.
 pub const TICK_MS: u64 = 50;
@@ -52,9 +54,8 @@ impl Wheel {
         for tick in first..=now_tick {
             let slot = &mut self.slots[(tick % SLOTS as u64) as usize];
             fired.append(slot);
-            if slot.capacity() > 64 {
-                slot.shrink_to(16);
-            }
+            // Two thousand slots would keep what their fullest moment needed.
+            *slot = Vec::new();
         }
         self.next_tick = self.next_tick.max(now_tick + 1);
         while let Some(entry) = self.far.first_entry()
@@ -63,6 +64,34 @@ impl Wheel {
             fired.append(&mut entry.remove());
         }
         self.waiting -= fired.len() - before;
+    }
+
+    /// Forgets the timers that are not to be kept. The work is that of looking at all.
+    pub fn retain(&mut self, keep: impl Fn(u64) -> bool) {
+        let mut waiting = 0;
+        let mut sift = |keys: &mut Vec<u64>| {
+            keys.retain(|key| keep(*key));
+            if is_sparse(keys.len(), keys.capacity()) || keys.is_empty() {
+                keys.shrink_to_fit();
+            }
+            waiting += keys.len();
+        };
+        self.slots.iter_mut().for_each(&mut sift);
+        self.far.retain(|_, keys| {
+            sift(keys);
+            !keys.is_empty()
+        });
+        self.waiting = waiting;
+    }
+
+    /// Timers that wait.
+    pub fn len(&self) -> usize {
+        self.waiting
+    }
+
+    /// Whether no timer waits.
+    pub fn is_empty(&self) -> bool {
+        self.waiting == 0
     }
 
     /// How long nothing will be due, at most `longest`.
@@ -117,6 +146,19 @@ mod tests {
         assert!(fired(&mut wheel, 10_000).is_empty());
         wheel.insert(ms(3), 7);
         assert_eq!(fired(&mut wheel, 10_050), [7]);
+    }
+
+    #[test]
+    fn timers_that_are_sifted_out_never_fire_and_leave_no_memory() {
+        let mut wheel = Wheel::default();
+        (0..100_000).for_each(|key| wheel.insert(ms(key % 300_000), key));
+        wheel.retain(|key| key == 77 || key == 99_999);
+        assert_eq!(wheel.len(), 2);
+        let kept: usize = wheel.slots.iter().chain(wheel.far.values()).map(Vec::capacity).sum();
+        assert!(kept <= 64, "room for {kept} timers is kept");
+        assert_eq!(fired(&mut wheel, 50_000), [77]);
+        assert_eq!(fired(&mut wheel, 300_000), [99_999]);
+        assert!(wheel.is_empty());
     }
 
     proptest::proptest! {

@@ -18,6 +18,7 @@ use tokio_postgres::types::Type;
 
 use super::pool::{DbError, Pool};
 use super::rows::Columns;
+use crate::core::slack::Slack;
 use crate::core::stream::{Id, Scopes};
 
 /// Statements of one kind on their way at once.
@@ -230,6 +231,7 @@ where
                         replies.push(reply);
                     }
                 }
+                queue.waiting.give_back();
             }
             if keys.is_empty() {
                 return;

@@ -37,7 +37,9 @@ use super::{Options, audience, feeds, filters};
 use crate::clock::Clock;
 use crate::core::handover::{Delivery, StageItem};
 use crate::core::mailbox::Mailbox;
+use crate::core::slack::Slack;
 use crate::limits::{Limits, Waits};
+use crate::sys::ThreadCache;
 
 /// Connections of the stage's own: questions that are asked at once.
 const CONNECTIONS: usize = 4;
@@ -108,6 +110,7 @@ impl Stage {
         let stopping = Arc::new(AtomicBool::new(false));
         let mut driver = Driver {
             machine: Machine::new(limits, connections, Arc::clone(&stats)),
+            cache: ThreadCache::new(limits),
             pool: pool.clone(),
             inbox: self.inbox,
             wake: Arc::clone(&self.wake),
@@ -151,6 +154,7 @@ type Outboxes<S> = Vec<(Arc<Mailbox<Delivery<S>>>, Vec<Delivery<S>>)>;
 
 struct Driver<S> {
     machine: Machine,
+    cache: ThreadCache,
     pool: Pool,
     inbox: Arc<Mailbox<StageItem>>,
     wake: Arc<Notify>,
@@ -175,14 +179,18 @@ impl<S: Send + 'static> Driver<S> {
             }
             self.deliver();
             self.machine.publish_stats();
-            let pause = self.machine.next_wake().map(|at| at.saturating_sub(self.clock.now()));
+            let now = self.clock.now();
+            let pause = self.machine.next_wake().map(|at| at.saturating_sub(now));
+            let pause = [pause, self.cache.due_in(now)].into_iter().flatten().min();
             tokio::select! {
                 () = self.wake.notified() => {
                     self.inbox.drain(&mut items);
                     let (now, unix_ms) = self.now();
+                    self.cache.passed(items.len(), now);
                     for item in items.drain(..) {
                         self.machine.push(item, now, unix_ms);
                     }
+                    items.give_back();
                 }
                 Some(done) = flights.join_next_with_id(), if !flights.is_empty() => {
                     let (id, reply) = done.unwrap_or_else(|failure| (failure.id(), Err(broken(&failure))));
@@ -193,7 +201,9 @@ impl<S: Send + 'static> Driver<S> {
                 }
                 () = tokio::time::sleep(pause.unwrap_or(Duration::MAX)), if pause.is_some() => {}
             }
-            self.machine.tick(self.clock.now());
+            let now = self.clock.now();
+            self.machine.tick(now);
+            self.cache.settle(now);
         }
     }
 
@@ -210,8 +220,10 @@ impl<S: Send + 'static> Driver<S> {
                 }
             }
         }
+        self.machine.out.give_back();
         for (mailbox, batch) in &mut self.outboxes {
             mailbox.push_all(batch);
+            batch.give_back();
         }
     }
 }

@@ -32,6 +32,7 @@ use crate::core::event::Transport;
 use crate::core::handover::{Attachment, Command, HoldError, NewClient, NewSubscription, Viewer};
 use crate::core::mailbox::Mailbox;
 use crate::core::session::{RequestError, StreamRequest};
+use crate::core::slack::Slack;
 use crate::core::stream::{Channel, Param, Scopes, Stream, StreamKind};
 
 /// Asks the ingest to hold channels, and names the tickets.
@@ -166,6 +167,14 @@ struct Known {
     sweep_at: usize,
 }
 
+impl Known {
+    fn sweep(&mut self) {
+        self.holders.retain(|_, holder| Arc::strong_count(holder) > 1);
+        self.holders.give_back();
+        self.sweep_at = 2 * self.holders.len() + 1024;
+    }
+}
+
 impl Addresses {
     /// At most `max` clients of one address, 0 for no bound.
     pub(crate) fn new(max: usize) -> Addresses {
@@ -179,8 +188,7 @@ impl Addresses {
         let Some(address) = address().map(subscriber) else { return Ok(None) };
         let mut known = self.lock();
         if known.holders.len() >= known.sweep_at {
-            known.holders.retain(|_, holder| Arc::strong_count(holder) > 1);
-            known.sweep_at = 2 * known.holders.len() + 1024;
+            known.sweep();
         }
         let holder = known.holders.entry(address).or_default();
         // One is the table's.
@@ -189,6 +197,11 @@ impl Addresses {
         } else {
             Ok(Some(Arc::clone(holder)))
         }
+    }
+
+    /// Forgets addresses without a client.
+    pub(crate) fn give_back(&self) {
+        self.lock().sweep();
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {

@@ -244,6 +244,11 @@ impl<S: Socket> Door<S> {
         self.client_left.notify_one();
     }
 
+    /// Gives back the memory of what clients that left had here.
+    pub fn give_memory_back(&self) {
+        self.addresses.give_back();
+    }
+
     /// Clients whose request is being checked or waits for Redis.
     pub fn coming(&self) -> usize {
         self.seats.coming()

@@ -24,6 +24,7 @@ use crate::core::counters::{ReactorCounters, TRANSPORT_LABELS, add, transport_in
 use crate::core::handover::{Command, Delivery, SessionRequest};
 use crate::core::mailbox::Mailbox;
 use crate::core::relay::{Pressure, Relay};
+use crate::core::slack::Slack;
 use crate::limits::{HEADROOM_INTERVAL, Limits};
 use crate::sys::ThreadCache;
 
@@ -168,9 +169,8 @@ impl Running {
         for delivery in deliveries.drain(..) {
             self.relay.deliver(delivery, now);
         }
-        // A burst's queue is given back when it was far more than usual.
-        deliveries.shrink_to(1024);
-        self.cache.came(self.relay.effects.arrived.len(), now);
+        deliveries.give_back();
+        self.cache.passed(self.relay.effects.arrived.len(), now);
         self.register_arrived();
         for event in events {
             if event.token() == WAKE {
@@ -215,6 +215,7 @@ impl Running {
             self.links.commands.push(Command::Release(std::mem::take(&mut effects.released)));
         }
         let departed = std::mem::take(&mut effects.departed);
+        self.cache.passed(departed, now);
         if departed > 0
             && let Some(load) = self.links.load.get(usize::from(self.number))
         {
@@ -231,8 +232,10 @@ impl Running {
                 "client ended"
             );
         }
+        effects.ended.give_back();
         for request in effects.requests.drain(..) {
             (self.links.requests)(request);
         }
+        effects.requests.give_back();
     }
 }

@@ -283,7 +283,7 @@ impl<S: Send + 'static> Worker<S> {
         let connect_at = self.connecting(now);
         if self.takes_commands() {
             let part = self.commands.take(TURN_COMMANDS);
-            self.cache.came(part.len(), self.clock.now());
+            self.cache.passed(part.len(), self.clock.now());
             part.for_each(|command| self.router.command(command));
         }
         let outcome =
@@ -413,7 +413,6 @@ impl<S: Send + 'static> Worker<S> {
             return;
         }
         self.refresh_at = now + self.limits.presence_refresh / REFRESH_SHARDS;
-        self.router.table.tidy();
         // While the last part waits (no command connection), this one does too.
         if self.link.is_some() && self.refreshing.is_empty() {
             let (shard, shards) = (u64::from(self.refresh_shard), u64::from(REFRESH_SHARDS));

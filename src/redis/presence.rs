@@ -27,6 +27,7 @@ use crate::clock::Clock;
 use crate::core::counters::add;
 use crate::core::handover::Command;
 use crate::core::mailbox::Mailbox;
+use crate::core::slack::Slack;
 use crate::core::stream::Channel;
 use crate::limits::{HEADROOM_INTERVAL, Limits, Waits};
 use crate::redis::Options;
@@ -51,6 +52,9 @@ const STALE_SECONDS: u64 = 1;
 const TOGETHER: usize = 8;
 /// Longest answer: `CLIENT LIST TYPE pubsub` on a busy server.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
+
+/// Larger room for answers is given back once they are read.
+const INPUT_BYTES_KEPT: usize = 4096;
 
 /// Presence keys to be set.
 #[derive(Debug)]
@@ -308,6 +312,7 @@ impl Presence {
             batch.channels = unset;
         }
         self.waiting.retain(|batch| !batch.channels.is_empty());
+        self.waiting.give_back();
         match refused {
             Some(text) => Err(End::Refused(tell(&self.options, &text), advice(&text))),
             None => Ok(()),
@@ -351,7 +356,11 @@ impl Connection {
             }
             Ok(frames)
         };
-        match timeout(self.answer, async { tokio::try_join!(write, read) }).await {
+        let asked = timeout(self.answer, async { tokio::try_join!(write, read) }).await;
+        if self.input.is_empty() && self.input.capacity() > INPUT_BYTES_KEPT {
+            self.input = BytesMut::new();
+        }
+        match asked {
             Ok(Ok(((), frames))) => Ok(frames),
             Ok(Err(end)) => Err(end),
             Err(_) => Err(End::Timeout),

@@ -17,6 +17,7 @@ use crate::core::event::{Copies, Parsed, Position};
 use crate::core::gate::Gate;
 use crate::core::handover::{Attachment, Command, Delivery, HoldError, Reply, StageItem};
 use crate::core::mailbox::Mailbox;
+use crate::core::slack::Slack;
 use crate::core::stream::Channel;
 use crate::core::subscriptions::Subscriptions;
 #[cfg(feature = "otel")]
@@ -294,14 +295,17 @@ impl<S> Router<S> {
         }
         for outbox in &mut self.reactors {
             outbox.mailbox.push_all(&mut outbox.batch);
+            outbox.batch.give_back();
         }
         if let Some(stage) = &mut self.stage {
             stage.mailbox.push_all(&mut stage.batch);
+            stage.batch.give_back();
         }
         self.table.take_finished(&mut self.finished);
         for (reply, result) in self.finished.drain(..) {
             reply(result);
         }
+        self.finished.give_back();
         set(&self.stats.seq, self.seq);
         set(&self.stats.channels, self.table.referenced() as u64);
         set(&self.stats.tickets, self.table.open_tickets() as u64);

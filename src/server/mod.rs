@@ -256,6 +256,7 @@ async fn serve(mut config: Config, passed: Passed) -> Result<(), Failure> {
 
     let (requests, requests_end) = mpsc::unbounded_channel();
     let mut reactor_threads = Vec::new();
+    let counters = reactors.iter().map(Reactor::counters).collect();
     for reactor in reactors {
         let requests = requests.clone();
         let full_door = Arc::clone(&door);
@@ -270,7 +271,7 @@ async fn serve(mut config: Config, passed: Passed) -> Result<(), Failure> {
         };
         reactor_threads.push(reactor.start(limits.clone(), links).map_err(|error| no_thread(&error))?);
     }
-    tokio::spawn(memory::watch(Arc::clone(&door), Arc::clone(&gate), limits.clone()));
+    tokio::spawn(memory::watch(Arc::clone(&door), Arc::clone(&gate), counters, limits.clone()));
     tokio::spawn(pauses::watch(ingest.stats(), Arc::clone(&gate), limits.clone(), clock));
     let presence = tokio::spawn(presence.run(ingest.commands()));
     if let Some(sentinels) = redis.sentinels() {

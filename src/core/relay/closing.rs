@@ -5,17 +5,18 @@
 //! otherwise the connection is reset, so that a truncated stream never looks like a whole one and the kernel
 //! keeps nothing for a client that will not read.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 
 use super::output::Gathered;
-use super::timers::{Timer, timer_key};
+use super::timers::{Timer, is_meant, timer_key};
 use super::{Ended, Relay, Socket, wire};
 use crate::core::client::{Flags, Phase};
 use crate::core::counters::{CloseReason, add, sub};
 use crate::core::handover::ClientId;
+use crate::core::slack::{Slack, is_sparse};
 use crate::core::stream::Channel;
 use crate::limits::LINGER;
 
@@ -133,11 +134,26 @@ impl<S: Socket> Relay<S> {
             sub(&self.counters.pending, 1);
             self.counters.messages_closed(CloseReason::SocketError, 1);
         }
-        if self.clients.is_empty() {
-            self.clients.shrink_to_fit();
-            self.lagging = Vec::new();
-            self.expiries = HashMap::new();
+        if self.removals.is_walk_due(self.clients.len()) {
+            self.give_back();
         }
+    }
+
+    /// Gives back the memory of clients that left, their timers included. The work is that of looking at all.
+    fn give_back(&mut self) {
+        if is_sparse(self.clients.len(), self.clients.capacity()) {
+            self.clients.shrink_to_fit();
+        }
+        let clients = &self.clients;
+        self.wheel.retain(|key| is_meant(clients, key));
+        self.table.give_back();
+        self.addresses.give_back();
+        self.expiries.give_back();
+        self.requests.give_back();
+        for list in [&mut self.dirty, &mut self.ready, &mut self.read_more, &mut self.lagging] {
+            list.give_back();
+        }
+        self.fired.give_back();
     }
 
     /// Gives up what a connection is still owed. A frame that is half written will be finished if the socket

@@ -5,6 +5,7 @@ use slab::Slab;
 use super::{Relay, Socket};
 use crate::core::client::Client;
 use crate::core::handover::NewSubscription;
+use crate::core::slack::is_sparse;
 use crate::core::stream::Channel;
 use crate::core::table::{Member, Moved, SYSTEM, SubIndex};
 
@@ -77,6 +78,9 @@ impl<S: Socket> Relay<S> {
         }
         let Some(client) = self.clients.get_mut(index as usize) else { return };
         client.subs.remove(usize::from(sub));
+        if is_sparse(client.subs.len(), client.subs.capacity()) {
+            client.subs.shrink_to_fit();
+        }
         if client.sub_at > sub {
             client.sub_at -= 1;
         }

@@ -38,6 +38,7 @@ use crate::core::event::{Event, Transport, Verdict};
 use crate::core::handover::{ClientId, Delivery, NewClient, SessionRequest};
 use crate::core::log::Log;
 use crate::core::millis;
+use crate::core::slack::{Removals, Slack};
 use crate::core::stream::{Channel, Id, Stream};
 use crate::core::table::{Found, SYSTEM, Table};
 use crate::core::talkers::{self, Talkers};
@@ -143,6 +144,7 @@ pub struct Relay<S> {
     /// A heartbeat that ended its wait: reused for every client.
     fired: Vec<u64>,
     scratch: output::Scratch,
+    removals: Removals,
     /// What has to happen outside; the driver takes it after each call.
     pub effects: Effects,
 }
@@ -180,6 +182,7 @@ impl<S: Socket> Relay<S> {
             draining: false,
             fired: Vec::new(),
             scratch: output::Scratch::default(),
+            removals: Removals::default(),
             effects: Effects::default(),
         }
     }
@@ -394,9 +397,7 @@ impl<S: Socket> Relay<S> {
                 self.write(index, clock());
             }
         }
-        if self.answers.is_empty() {
-            self.answers.shrink_to(1024);
-        }
+        self.answers.give_back();
         // Who ran out of budget comes first in the next turn.
         for index in std::mem::take(&mut self.ready) {
             if let Some(client) = self.clients.get_mut(index as usize)

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use slab::Slab;
+
 use super::{Relay, Socket, wire};
-use crate::core::client::{Flags, Phase};
+use crate::core::client::{Client, Flags, Phase};
 use crate::core::counters::CloseReason;
 use crate::core::event::Transport;
 
@@ -24,6 +26,20 @@ const INDEX_BITS: u32 = 29;
 pub(super) fn timer_key(timer: Timer, index: u32, generation: u32) -> u64 {
     debug_assert!(index < 1 << INDEX_BITS);
     (timer as u64) << 61 | u64::from(index) << 32 | u64::from(generation)
+}
+
+/// The client of a timer that is a client's.
+fn client_of(key: u64) -> Option<(u32, u32)> {
+    const OF_NOBODY: [u64; 2] = [Timer::AwayClose as u64, Timer::Talkers as u64];
+    let index = ((key >> 32) & ((1 << INDEX_BITS) - 1)) as u32;
+    (!OF_NOBODY.contains(&(key >> 61))).then_some((index, key as u32))
+}
+
+/// Whether the timer is nobody's, or of a client that is still here.
+pub(super) fn is_meant<S>(clients: &Slab<Client<S>>, key: u64) -> bool {
+    client_of(key).is_none_or(|(index, generation)| {
+        clients.get(index as usize).is_some_and(|client| client.generation == generation)
+    })
 }
 
 impl<S: Socket> Relay<S> {
@@ -49,8 +65,7 @@ impl<S: Socket> Relay<S> {
         if kind == Timer::Talkers as u64 {
             return self.look_after_talkers(now);
         }
-        let index = ((key >> 32) & ((1 << INDEX_BITS) - 1)) as u32;
-        let generation = key as u32;
+        let Some((index, generation)) = client_of(key) else { return };
         let Some(client) = self.clients.get(index as usize) else { return };
         if client.generation != generation {
             return;
@@ -78,8 +93,8 @@ impl<S: Socket> Relay<S> {
         }
     }
 
-    /// Has the client looked at when its token expires, or before: a timer stays when its client has left, so none is
-    /// for long.
+    /// Has the client looked at when its token expires, or before: a timer may stay for a while when its client has
+    /// left, so none is for long.
     pub(super) fn await_expiry(&mut self, index: u32, now: Duration) {
         const AHEAD: Duration = Duration::from_secs(3600);
         if let Some(due) = self.expiries.get(&index)

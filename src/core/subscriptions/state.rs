@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use foldhash::fast::RandomState;
 
+use crate::core::slack::Slack;
 use crate::core::stream::Channel;
 
 #[derive(Clone, Copy, Default, Debug)]
@@ -83,6 +84,8 @@ impl States {
             Some(word) => self.packed.remove(&word),
             None => self.others.remove(channel),
         };
+        self.packed.give_back();
+        self.others.give_back();
     }
 
     pub fn len(&self) -> usize {
@@ -92,6 +95,8 @@ impl States {
     pub fn retain(&mut self, mut keep: impl FnMut(&mut State) -> bool) {
         self.packed.retain(|_, state| keep(state));
         self.others.retain(|_, state| keep(state));
+        self.packed.give_back();
+        self.others.give_back();
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (Channel, &State)> {
@@ -105,14 +110,8 @@ impl States {
         packed.chain(self.others.iter_mut().map(|(channel, state)| (channel.clone(), state)))
     }
 
-    /// Gives memory back after a rush.
-    pub fn tidy(&mut self) {
-        fn tidy<K: Eq + std::hash::Hash>(table: &mut HashMap<K, State, RandomState>) {
-            if table.capacity() > 256 && table.len() < table.capacity() / 4 {
-                table.shrink_to(table.len() * 2);
-            }
-        }
-        tidy(&mut self.packed);
-        tidy(&mut self.others);
+    #[cfg(test)]
+    pub fn capacity(&self) -> usize {
+        self.packed.capacity() + self.others.capacity()
     }
 }

@@ -429,15 +429,78 @@ fn newcomers_wait_until_everything_is_back() {
     assert!(!world.table.take_regained());
 }
 
+/// A channel of which there are many.
+fn one_of_many(n: u64) -> Channel {
+    match n % 2 {
+        0 => Channel::Account(n),
+        _ => Channel::Hashtag { tag: Tag::from_normalised(&format!("tag{n}")), local: false },
+    }
+}
+
 #[test]
-fn the_memory_of_a_rush_comes_back_with_its_last_ticket() {
+fn memory_of_tickets_comes_back_when_they_are_cancelled() {
     let mut table: Subscriptions<()> = Subscriptions::default();
     table.connected();
-    (0..5000).for_each(|n| table.hold(n, held(&[Channel::Account(n)]), ()));
+    (0..5000).for_each(|n| table.hold(n, held(&[one_of_many(n)]), ()));
     assert!(table.tickets.capacity() >= 5000 && table.waiting.capacity() >= 5000);
     (0..5000).for_each(|n| table.cancel(n));
-    let left = (table.tickets.capacity(), table.waiting.capacity());
-    assert!(left.0 < 500 && left.1 < 500, "{left:?}");
+    table.next_commands(9, &mut Vec::new(), &mut Vec::new());
+    table.next_presence(9, &mut Vec::new());
+    assert!(table.capacity() < 500, "room for {} entries is kept", table.capacity());
+}
+
+/// Redis does all that is asked of it.
+fn settle(table: &mut Subscriptions<Ticket>) {
+    loop {
+        let (mut subscribe, mut unsubscribe, mut present) = (Vec::new(), Vec::new(), Vec::new());
+        table.next_commands(1000, &mut subscribe, &mut unsubscribe);
+        table.next_stale(1000, &mut Vec::new());
+        table.next_presence(1000, &mut present);
+        table.take_finished(&mut Vec::new());
+        if subscribe.is_empty() && unsubscribe.is_empty() && present.is_empty() {
+            return;
+        }
+        subscribe.iter().for_each(|channel| table.confirmed(channel));
+        unsubscribe.iter().for_each(|channel| table.unsubscribed(channel));
+        present.iter().for_each(|channel| table.presence_set(channel));
+    }
+}
+
+#[test]
+fn memory_of_channels_comes_back_when_their_clients_leave() {
+    const CLIENTS: u64 = 20_000;
+    let mut world = live();
+    for n in 0..CLIENTS {
+        world.table.hold(n, held(&[one_of_many(n)]), n);
+    }
+    settle(&mut world.table);
+    for n in 0..CLIENTS {
+        world.table.attach(n, 0).unwrap();
+    }
+    assert!(world.table.capacity() >= CLIENTS as usize);
+    // No further newcomer: what comes back comes back on departures.
+    (0..CLIENTS).for_each(|n| world.table.release(&one_of_many(n)));
+    settle(&mut world.table);
+    assert_eq!(world.table.referenced(), 0);
+    assert!(world.table.capacity() < 500, "room for {} entries is kept", world.table.capacity());
+}
+
+#[test]
+fn hashtags_whose_keys_are_to_end_are_bounded_by_their_text() {
+    let mut world = live();
+    for n in 0..50_000 {
+        let tag = Tag::from_normalised(&format!("{n:0500}"));
+        let channel = Channel::Hashtag { tag, local: false };
+        world.table.hold(n, held(std::slice::from_ref(&channel)), n);
+        world.table.next_presence(9, &mut Vec::new());
+        world.table.cancel(n);
+    }
+    assert!(world.table.stale.len() > 5000);
+    assert!(world.table.stale_bytes <= STALE_BYTES_MAX, "{} bytes", world.table.stale_bytes);
+    while !world.table.stale.is_empty() {
+        world.table.next_stale(1000, &mut Vec::new());
+    }
+    assert_eq!(world.table.stale_bytes, 0);
 }
 
 #[test]

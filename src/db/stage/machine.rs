@@ -25,6 +25,7 @@ use crate::core::counters::{add, set};
 use crate::core::event::{Asked, Audience, Event, Withheld};
 use crate::core::filter::{FilterCache, Filters, SearchText};
 use crate::core::handover::StageItem;
+use crate::core::slack::Slack;
 use crate::core::stream::{Channel, Id};
 use crate::db::feeds::{FeedAccess, Settings};
 use crate::db::pool::DbError;
@@ -469,6 +470,11 @@ impl Machine {
             self.withhold(number, &channel, Withheld::AudienceTimeout);
         }
         self.forget_old(now);
+        self.queues.give_back();
+        self.questions.give_back();
+        self.by_payload.give_back();
+        self.unsent.give_back();
+        self.kept.give_back();
     }
 
     fn outage_ended(&mut self) {

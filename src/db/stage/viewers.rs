@@ -15,6 +15,7 @@ use hashbrown::hash_table::Entry;
 use crate::core::event::Asked;
 use crate::core::filter::{FilterCache, Slot};
 use crate::core::millis;
+use crate::core::slack::{Slack, is_sparse};
 use crate::core::stream::{Channel, Id};
 use crate::db::feeds::Settings;
 
@@ -123,6 +124,14 @@ struct Union {
     whole: Arc<Snapshot>,
 }
 
+/// Forgets a channel's snapshot, and the unions with it: none of them is asked for again, and each holds what is known
+/// of everybody in it.
+fn outdate(snapshot: &mut Option<Arc<Snapshot>>, unions: &mut Vec<Union>) {
+    if let Some(outdated) = snapshot.take() {
+        unions.retain(|union| !union.parts.iter().any(|part| Arc::ptr_eq(part, &outdated)));
+    }
+}
+
 /// Unions that are kept.
 const UNIONS_MAX: usize = 4;
 
@@ -150,7 +159,7 @@ impl Viewers {
         let watched = self.channels.entry(channel).or_default();
         let there = watched.range(account);
         if there.is_empty() {
-            watched.snapshot = None;
+            outdate(&mut watched.snapshot, &mut self.unions);
         }
         watched.viewers.insert(there.start, Arc::clone(viewer));
     }
@@ -164,13 +173,13 @@ impl Viewers {
             return false;
         }
         watched.viewers.remove(there.start);
+        watched.viewers.give_back();
         if there.len() == 1 {
-            watched.snapshot = None;
+            outdate(&mut watched.snapshot, &mut self.unions);
         }
         if watched.viewers.is_empty() {
             self.channels.remove(channel);
-        } else if watched.viewers.len() < watched.viewers.capacity() / 4 {
-            watched.viewers.shrink_to(watched.viewers.len() * 2);
+            self.channels.give_back();
         }
         let hash = self.hasher.hash_one(account);
         let Ok(entry) = self.accounts.find_entry(hash, |viewer| viewer.id == account) else {
@@ -181,7 +190,7 @@ impl Viewers {
         }
         cache.forget(&entry.get().slot);
         entry.remove();
-        if self.accounts.len() < self.accounts.capacity() / 8 {
+        if is_sparse(self.accounts.len(), self.accounts.capacity()) {
             let hasher = &self.hasher;
             self.accounts.shrink_to(self.accounts.len() * 2, |viewer| hasher.hash_one(viewer.id));
         }

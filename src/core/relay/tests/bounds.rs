@@ -1,5 +1,6 @@
 //! Bounds of what one client may have, and what clients that left leave behind.
 
+use super::super::Effects;
 use super::*;
 use crate::limits::{SUBSCRIPTION_TEXT_BYTES, SUBSCRIPTIONS_MAX};
 
@@ -32,6 +33,34 @@ fn last_subscription_that_the_setting_allows_gets_its_messages() {
     relay.flush(&mut || now);
     let got = wire.borrow_mut().drain(..).flat_map(|(_, bytes)| bytes).collect::<Vec<u8>>();
     assert!(String::from_utf8_lossy(&got).contains(&format!(r#""stream":["list","{lists}"]"#)));
+}
+
+/// What a relay keeps room for: clients, channels, crowds, timers.
+fn capacity<S>(relay: &Relay<S>) -> [usize; 3] {
+    [relay.clients.capacity(), relay.table.capacity(), relay.wheel.len()]
+}
+
+#[test]
+fn clients_that_left_leave_neither_room_nor_timers() {
+    const CLIENTS: u64 = 20_000;
+    let wire = Wire::default();
+    let mut relay = Relay::new(0, Limits::default(), Duration::ZERO, Arc::default());
+    let now = Duration::from_secs(1);
+    // Two clients of each account, so that there are crowds too.
+    (0..CLIENTS).for_each(|n| relay.deliver(newcomer(n / 2 + 1, &wire), now));
+    relay.effects = Effects::default();
+    assert!(capacity(&relay).into_iter().all(|room| room >= CLIENTS as usize), "{:?}", capacity(&relay));
+    // A few stay, of those that came first.
+    (10..CLIENTS as u32).for_each(|index| relay.left(index));
+    relay.effects = Effects::default();
+    let left = capacity(&relay);
+    assert!(left.into_iter().all(|room| room < 500), "{left:?}");
+    // Their own timers are among those that are left.
+    wire.borrow_mut().clear();
+    let heartbeat = now + Limits::default().sse_heartbeat;
+    relay.tick(heartbeat + Duration::from_millis(50));
+    relay.flush(&mut || heartbeat);
+    assert_eq!(wire.borrow().len(), 10);
 }
 
 /// A message that subscribes to that tag.
