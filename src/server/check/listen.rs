@@ -67,11 +67,15 @@ fn files(report: &mut Report<'_>, config: &Config, service: Option<&Service>) {
         Some(service) => {
             let files = service.files_max.unwrap_or(u64::MAX);
             let shown = service.files_max.map_or("infinity".to_owned(), |files| files.to_string());
-            (
-                files,
-                format!("LimitNOFILE={shown} of {}", service.name),
-                format!("raise it (systemctl edit {})", service.name),
-            )
+            let limit = format!("LimitNOFILE={shown} of {}", service.name);
+            match units::files_of_systemd().filter(|most| *most < files) {
+                Some(most) => (
+                    most,
+                    format!("systemd itself may open {most}, less than {limit}"),
+                    "raise the limit of this container".to_owned(),
+                ),
+                None => (files, limit, format!("raise it (systemctl edit {})", service.name)),
+            }
         }
         None => (
             shell,

@@ -83,6 +83,18 @@ fn choose(units: &[Unit]) -> Option<Service> {
     })
 }
 
+/// What systemd itself may open: in a container without CAP_SYS_RESOURCE no unit gets more, whatever `LimitNOFILE=`
+/// says. None where it has no bound, or hides it.
+pub(super) fn files_of_systemd() -> Option<u64> {
+    hard_limit(&std::fs::read_to_string("/proc/1/limits").ok()?)
+}
+
+/// The hard limit of open files in proc(5)'s table.
+fn hard_limit(table: &str) -> Option<u64> {
+    let line = table.lines().find_map(|line| line.strip_prefix("Max open files "))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
 /// Whether a connection to an address would start a service.
 #[derive(PartialEq, Eq, Debug)]
 pub(super) enum Activation {
@@ -233,6 +245,19 @@ mod tests {
         ] {
             assert_eq!(waiting(&units, &listen), Activation::None, "{listen}");
         }
+    }
+
+    #[test]
+    fn hard_limit_of_open_files_is_read_from_proc() {
+        let table = "Limit                     Soft Limit           Hard Limit           Units     \n\
+            Max processes             95000                95000                processes \n\
+            Max open files            1024                 20000                files     \n";
+        assert_eq!(hard_limit(table), Some(20000));
+        assert_eq!(
+            hard_limit("Max open files            1024                 unlimited            files\n"),
+            None
+        );
+        assert_eq!(hard_limit(""), None);
     }
 
     #[test]
