@@ -14,7 +14,7 @@ GRANT USAGE ON SCHEMA public TO tidegate;
 GRANT SELECT (id, token, scopes, resource_owner_id, created_at, expires_in, revoked_at)
     ON oauth_access_tokens TO tidegate;
 GRANT SELECT (id, account_id, role_id, disabled, chosen_languages) ON users TO tidegate;
-GRANT SELECT (id, suspended_at) ON accounts TO tidegate;
+GRANT SELECT (id, suspended_at, domain) ON accounts TO tidegate;
 GRANT SELECT (id, permissions) ON user_roles TO tidegate;
 GRANT SELECT (id, account_id) ON lists TO tidegate;
 

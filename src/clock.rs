@@ -17,9 +17,23 @@ impl Clock {
         Clock { start: Instant::now(), start_unix }
     }
 
+    /// The clock of a machine that was suspended for that long since the start, or whose wall clock was set forward by
+    /// as much. For tests.
+    #[doc(hidden)]
+    pub fn behind(self, by: Duration) -> Clock {
+        Clock { start_unix: self.start_unix.saturating_sub(by), ..self }
+    }
+
     /// The time since the start.
     pub fn now(&self) -> Duration {
         self.start.elapsed()
+    }
+
+    /// The wall clock now, in milliseconds since 1970. Unlike [`start_unix`](Self::start_unix) and the time since, it
+    /// follows corrections of the clock, and goes on while the machine is suspended.
+    pub fn unix_ms(&self) -> i64 {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
     }
 
     /// The start, in time since 1970.

@@ -21,9 +21,24 @@ pub const FILTERS_BYTES_MAX: usize = 2 << 20;
 /// to occur cost a status of 32 KiB so much; it takes some ten milliseconds.
 pub const FILTER_WORK_MAX: usize = 32 << 20;
 
+/// What one account's custom filters may always cost one status, in bytes searched, however much others cost. A
+/// thousand keywords, of which a hundred seem to occur in an ordinary status, take as much.
+pub const FILTER_WORK_FREE: usize = 64 << 10;
+
+/// What all accounts' free work may be together for one status, in bytes searched: some twenty milliseconds. With
+/// more accounts each has less, but never under [`FILTER_WORK_FREE_MIN`].
+pub const FILTER_WORK_FREE_SUM: usize = 64 << 20;
+
+/// See [`FILTER_WORK_FREE_SUM`]: two hundred keywords, of which few seem to occur.
+pub const FILTER_WORK_FREE_MIN: usize = 4 << 10;
+
+/// What custom filters may cost beyond the free work in a second, all accounts and statuses together, in bytes
+/// searched: about a tenth of a core.
+pub const FILTER_WORK_PER_SECOND: usize = 256 << 20;
+
 /// Once the results of one account's custom filters for one status take so many bytes, no further filter is
-/// looked at. They are held and sent with the status: a hundred filters that match take half of it.
-pub const FILTER_RESULT_BYTES: usize = 64 * 1024;
+/// looked at. They are held and sent with the status: fifty filters that match take two thirds of it.
+pub const FILTER_RESULT_BYTES: usize = 16 * 1024;
 
 /// How long a connection whose close is written waits for its peer's end.
 pub const LINGER: Duration = Duration::from_secs(2);

@@ -12,8 +12,8 @@ use tidegate::core::event::{StatusFields, Withheld};
 use tidegate::core::filter::SearchText;
 use tidegate::core::stream::{Channel, Id, Origin};
 use tidegate::db::audience::hidden_from;
-use tidegate::db::feeds::{FeedAccess, Settings, feed_access, settings_of};
-use tidegate::db::filters::filters_of;
+use tidegate::db::feeds::{FeedAccess, Settings};
+use tidegate::db::preferences::preferences;
 use tidegate::db::{DbError, Pool};
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -51,7 +51,7 @@ fn each_relation_and_its_direction() {
         let viewers: Vec<i64> = (1..=12).collect();
         let (relation, domain) = (Withheld::Relationship, Withheld::DomainBlock);
         let hidden =
-            hidden_from(&pool, &viewers, &status(100, &[101, 102], Some("far.example"))).await.unwrap();
+            hidden_from(&pool, &viewers, &status(100, &[101, 102], Some("far.example")), true).await.unwrap();
         let expected: Vec<(Id, Withheld)> = vec![
             (1, relation),
             (2, relation),
@@ -62,12 +62,13 @@ fn each_relation_and_its_direction() {
             (11, domain),
         ];
         assert_eq!(hidden, expected);
-        let hidden = hidden_from(&pool, &viewers, &status(100, &[], None)).await.unwrap();
+        let hidden = hidden_from(&pool, &viewers, &status(100, &[], None), true).await.unwrap();
         assert_eq!(hidden.iter().map(|entry| entry.0).collect::<Vec<_>>(), [1, 3, 7, 9]);
         // Only those who are asked about; an id or a domain that cannot be in the database hides nothing.
-        let hidden = hidden_from(&pool, &[1, 4], &status(100, &[u64::MAX], Some("a\0b"))).await.unwrap();
+        let hidden =
+            hidden_from(&pool, &[1, 4], &status(100, &[u64::MAX], Some("a\0b")), true).await.unwrap();
         assert_eq!(hidden, [(1, relation)]);
-        assert_eq!(hidden_from(&pool, &[], &status(100, &[], None)).await.unwrap(), []);
+        assert_eq!(hidden_from(&pool, &[], &status(100, &[], None), true).await.unwrap(), []);
         assert_eq!(pool.statements(), 4);
     });
 }
@@ -158,7 +159,7 @@ fn random_relations_give_what_a_question_per_viewer_would() {
                 .iter()
                 .filter_map(|id| Some((*id as Id, relations.hides(*id as Id, &status)?)))
                 .collect();
-            let hidden = hidden_from(&pool, &viewers, &status).await.unwrap();
+            let hidden = hidden_from(&pool, &viewers, &status, true).await.unwrap();
             assert_eq!(hidden, expected, "{status:?} for {viewers:?}");
             hidden_count += hidden.len();
             seen_count += viewers.len() - hidden.len();
@@ -183,8 +184,9 @@ fn settings_of_accounts_and_feeds() {
     );
     runtime().block_on(async {
         let pool = Pool::new(&server.options(&name)).unwrap();
-        let settings: BTreeMap<Id, Settings> =
-            settings_of(&pool, &[1, 2, 3, 4, 5, 99]).await.unwrap().into_iter().collect();
+        let found = preferences(&pool, &[1, 2, 3, 4, 5, 99], &[], true).await.unwrap();
+        assert_eq!((pool.statements(), found.filters.len()), (1, 0));
+        let settings: BTreeMap<Id, Settings> = found.settings.into_iter().collect();
         let chosen =
             |languages: &[&str]| Some(languages.iter().map(|language| Box::from(*language)).collect());
         let expected = [
@@ -194,7 +196,9 @@ fn settings_of_accounts_and_feeds() {
             (4, Settings { languages: chosen(&["en", "pt-BR"]), sees_closed_feeds: true }),
         ];
         assert_eq!(settings, expected.into());
-        let access = feed_access(&pool).await.unwrap();
+        let instance = found.instance.unwrap();
+        assert!(instance.domains_readable);
+        let access = instance.feeds;
         assert_eq!(access, FeedAccess { live_local_closed: true, ..FeedAccess::default() });
         let public = Channel::Public { origin: Origin::Any, media: false };
         assert!(access.is_closed(&public, true) && !access.is_closed(&public, false));
@@ -232,13 +236,13 @@ fn filters_of_many_accounts_come_in_batches() {
     runtime().block_on(async {
         let pool = Pool::new(&server.options(&name)).unwrap();
         let accounts: Vec<i64> = (1..=2500).collect();
-        let filters = filters_of(&pool, &accounts).await.unwrap();
+        let filters = preferences(&pool, &[], &accounts, false).await.unwrap().filters;
         assert_eq!((filters.len(), pool.statements()), (1250, 3));
         let held: usize = filters.values().map(|filters| filters.held_bytes()).sum();
         assert!(held / filters.len() < 16 << 10, "{held} bytes");
         let apply = |account: Id, text: &str| {
             let mut out = Vec::new();
-            filters[&account].apply(&SearchText::new(text.to_owned()), 0, &mut out).unwrap();
+            filters[&account].apply(&SearchText::new(text.to_owned()), 0, &mut { usize::MAX }, &mut out).unwrap();
             String::from_utf8(out).unwrap()
         };
         let found = apply(1000, "word10005, then word10003");
@@ -255,7 +259,7 @@ fn an_unknown_database_is_an_error_that_says_so() {
     let Some(server) = Postgres::start() else { return };
     runtime().block_on(async {
         let pool = Pool::new(&server.options("postgres")).unwrap();
-        let error = hidden_from(&pool, &[1], &status(1, &[], None)).await.unwrap_err();
+        let error = hidden_from(&pool, &[1], &status(1, &[], None), true).await.unwrap_err();
         assert!(matches!(error, DbError::Statement { .. }), "{error}");
     });
 }

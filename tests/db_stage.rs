@@ -13,13 +13,13 @@ use bytes::Bytes;
 use support::machine::{PATIENCE, wait_until};
 use support::postgres::Postgres;
 use tidegate::clock::Clock;
-use tidegate::core::event::{Event, Parsed, Position, Verdict, Withheld};
+use tidegate::core::event::{Audience, Event, Parsed, Position, Verdict, Withheld};
 use tidegate::core::gate::Gate;
 use tidegate::core::handover::{Delivery, StageItem};
 use tidegate::core::mailbox::Mailbox;
 use tidegate::core::stream::{Channel, Id, Origin, Tag};
 use tidegate::db::Pool;
-use tidegate::db::stage::{Stage, StageHandle};
+use tidegate::db::stage::{Setup, Stage, StageHandle};
 use tidegate::limits::Limits;
 
 const PUBLIC: Channel = Channel::Public { origin: Origin::Any, media: false };
@@ -59,8 +59,17 @@ fn withheld(reason: Withheld) -> Verdict {
     Verdict::Withheld(reason)
 }
 
+/// What filters found.
+fn outcomes(audience: &Audience) -> Vec<&str> {
+    audience.outcomes.iter().map(|outcome| std::str::from_utf8(outcome.json()).unwrap()).collect()
+}
+
 impl World {
     fn new(server: &Postgres, name: &str, limits: &Limits) -> World {
+        World::at(server, name, limits, Clock::start())
+    }
+
+    fn at(server: &Postgres, name: &str, limits: &Limits, clock: Clock) -> World {
         let stage = Stage::default();
         let inbox = stage.inbox();
         let (wake, woken) = channel();
@@ -69,9 +78,18 @@ impl World {
         }));
         let options = Stage::options(&server.options(name), limits);
         let pool = Pool::new(&options).unwrap();
-        let reactors = vec![Arc::clone(&reactor)];
-        let handle = stage.start(pool, options.pool_size, limits, Clock::start(), reactors).unwrap();
-        World { inbox, reactor, woken, handle, gate: Gate::new(1 << 30, 1 << 29, || {}), seq: 0, epoch: 1 }
+        let gate = Gate::new(1 << 30, 1 << 29, || {});
+        let setup = Setup {
+            pool,
+            connections: options.pool_size,
+            limits: limits.clone(),
+            gate: Arc::clone(&gate),
+            redis_is_pressed: Box::new(|| false),
+            clock,
+            reactors: vec![Arc::clone(&reactor)],
+        };
+        let handle = stage.start(setup).unwrap();
+        World { inbox, reactor, woken, handle, gate, seq: 0, epoch: 1 }
     }
 
     fn join(&self, channel: &Channel, accounts: impl IntoIterator<Item = Id>) {
@@ -90,19 +108,25 @@ impl World {
         self.inbox.push(StageItem::Event(event, 1));
     }
 
-    /// The next `count` events that leave.
-    fn next(&self, count: usize) -> Vec<Arc<Event>> {
-        let (mut events, mut batch) = (Vec::new(), Vec::new());
-        while events.len() < count {
+    /// The next `count` deliveries.
+    fn deliveries(&self, count: usize) -> Vec<Delivery<()>> {
+        let (mut deliveries, mut batch) = (Vec::new(), Vec::new());
+        while deliveries.len() < count {
             self.woken.recv_timeout(Duration::from_secs(30)).expect("an event within 30 s");
             self.reactor.drain(&mut batch);
-            events.extend(batch.drain(..).map(|delivery| match delivery {
-                Delivery::Event(event) => event,
-                other => panic!("{other:?}"),
-            }));
+            deliveries.append(&mut batch);
         }
-        assert_eq!(events.len(), count, "more came than was awaited");
-        events
+        assert_eq!(deliveries.len(), count, "more came than was awaited");
+        deliveries
+    }
+
+    /// The next `count` events that leave.
+    fn next(&self, count: usize) -> Vec<Arc<Event>> {
+        let event = |delivery| match delivery {
+            Delivery::Event(event) => event,
+            other => panic!("{other:?}"),
+        };
+        self.deliveries(count).into_iter().map(event).collect()
     }
 
     /// Publishes one message and says what these accounts get of it.
@@ -172,7 +196,7 @@ fn relations_filters_and_copies() {
         [relation, gets, Verdict::Deliver(1), withheld(Withheld::NotAsked)]
     );
     let filtered = r#"[{"filter":{"id":"7","title":"Cats","context":["public"],"expires_at":null,"filter_action":"blur"},"keyword_matches":["Cat"],"status_matches":null}]"#;
-    assert_eq!(audience.outcomes, [Bytes::from("[]"), Bytes::from(filtered)]);
+    assert_eq!(outcomes(audience), [filtered]);
     let audience = copies[1].audience().get().unwrap();
     assert_eq!(
         [1, 3, 4, 5].map(|id| audience.verdict(id)),
@@ -208,6 +232,92 @@ fn relations_filters_and_copies() {
     world.handle.stop();
 }
 
+/// A viewer who joins between two statuses is read about when joining, and costs no status a further round trip.
+#[test]
+fn a_status_is_one_statement_and_so_is_a_batch_of_newcomers() {
+    let Some(server) = Postgres::start() else { return };
+    let name = server.fresh();
+    server.psql(&name, ACCOUNTS);
+    server.psql(
+        &name,
+        "INSERT INTO custom_filters (id, account_id, phrase, context) VALUES (7, 31, 'Cats', '{public}');
+         INSERT INTO custom_filter_keywords (custom_filter_id, keyword) VALUES (7, 'cat');
+         UPDATE users SET chosen_languages = '{de}' WHERE account_id = 32;
+         INSERT INTO blocks (account_id, target_account_id) VALUES (33, 50);",
+    );
+    let mut world = World::new(&server, &name, &Limits::default());
+    world.join(&PUBLIC, 1..=30);
+    let gets = Verdict::Deliver(0);
+    let cat = |n: usize| update(&local(50), &format!(r#","language":"en","content":"cat {n}""#));
+    assert_eq!(world.verdicts(&PUBLIC, &cat(0), 1..=30), [gets; 30]);
+    let mut before = world.handle.pool.statements();
+    let mut expected = Vec::new();
+    for n in 1..=4 {
+        let account = 30 + n as Id;
+        world.join(&PUBLIC, [account]);
+        expected.push(match account {
+            31 => Verdict::Deliver(1),
+            32 => withheld(Withheld::Language),
+            33 => withheld(Withheld::Relationship),
+            _ => gets,
+        });
+        let verdicts = world.verdicts(&PUBLIC, &cat(n), 31..=account);
+        assert_eq!(verdicts, expected);
+        let after = world.handle.pool.statements();
+        assert_eq!(after - before, 2, "one for who joined and one for the status");
+        before = after;
+    }
+    // A crowd that joins while statuses flow.
+    world.join(&PUBLIC, 35..=100);
+    world.join(&tag("x"), 1..=100);
+    for n in 0..20 {
+        world.publish(&PUBLIC, &cat(100 + n));
+    }
+    world.next(20);
+    let statements = world.handle.pool.statements() - before;
+    assert!((21..=22).contains(&statements), "{statements} statements for twenty statuses and a crowd");
+    world.handle.stop();
+}
+
+/// The machine was suspended for an hour, or its clock was set forward: what the process counts lags behind.
+#[test]
+fn filters_expire_by_the_wall_clock() {
+    let Some(server) = Postgres::start() else { return };
+    let name = server.fresh();
+    server.psql(&name, ACCOUNTS);
+    server.psql(
+        &name,
+        "INSERT INTO custom_filters (id, account_id, phrase, context, expires_at)
+           VALUES (7, 1, 'Cats', '{public}', now() AT TIME ZONE 'UTC' + interval '6 seconds');
+         INSERT INTO custom_filter_keywords (custom_filter_id, keyword) VALUES (7, 'cat');",
+    );
+    let clock = Clock::start().behind(Duration::from_secs(3600));
+    let mut world = World::at(&server, &name, &Limits::default(), clock);
+    world.join(&PUBLIC, [1]);
+    let cat = r#","content":"a cat""#;
+    assert_eq!(world.verdicts(&PUBLIC, &update(&local(50), cat), [1]), [Verdict::Deliver(1)]);
+    world.await_verdict(&PUBLIC, &local(50), cat, Verdict::Deliver(0));
+    world.handle.stop();
+}
+
+#[test]
+fn a_gap_of_a_channel_comes_after_the_statuses_before_it() {
+    let Some(server) = Postgres::start() else { return };
+    let name = server.fresh();
+    server.psql(&name, ACCOUNTS);
+    let mut world = World::new(&server, &name, &Limits::default());
+    world.join(&PUBLIC, [1]);
+    for n in 0..20 {
+        world.publish(&PUBLIC, &update(&local(50), &format!(r#","content":"{n}""#)));
+    }
+    world.inbox.push(StageItem::ChannelGap(PUBLIC, 1));
+    world.publish(&PUBLIC, r#"{"event":"delete","payload":"1"}"#);
+    let deliveries = world.deliveries(22);
+    let place = deliveries.iter().position(|delivery| matches!(delivery, Delivery::ChannelGap(PUBLIC)));
+    assert_eq!(place, Some(20));
+    world.handle.stop();
+}
+
 #[test]
 fn absurd_rows_of_some_accounts_are_nobody_elses_matter() {
     let Some(server) = Postgres::start() else { return };
@@ -236,14 +346,14 @@ fn absurd_rows_of_some_accounts_are_nobody_elses_matter() {
         (1..=7).map(|id| audience.verdict(id)).collect::<Vec<_>>(),
         [Verdict::Deliver(1), Verdict::Deliver(2), gets, Verdict::Deliver(3), gets, gets, gets]
     );
-    assert!(audience.outcomes.iter().all(|outcome| outcome.len() < 1000), "{:?}", audience.outcomes);
+    assert!(outcomes(audience).iter().all(|json| json.len() < 1000), "{:?}", audience.outcomes);
     let held = &world.handle.stats.filter_bytes;
     wait_until("filters are counted", PATIENCE, || held.load(Relaxed) > 0);
     assert!(held.load(Relaxed) < 4 << 20, "{held:?}");
     let slow = format!(r#","language":"en","content":"{}""#, "xy-".repeat(30_000));
     assert_eq!(
         world.verdicts(&PUBLIC, &update(&local(50), &slow), [3, 7]),
-        [withheld(Withheld::AudienceOverflow), gets]
+        [withheld(Withheld::FilterWork), gets]
     );
     world.handle.stop();
 }
@@ -350,10 +460,18 @@ fn a_stage_that_ended_by_a_panic_can_be_told_from_one_that_runs() {
     let options = Stage::options(&server.options(&name), &Limits::default());
     let broken = Arc::new(Mailbox::<Delivery<()>>::new(|| panic!("this reactor cannot be woken")));
     let pool = Pool::new(&options).unwrap();
-    let handle =
-        stage.start(pool, options.pool_size, &Limits::default(), Clock::start(), vec![broken]).unwrap();
-    assert!(!handle.has_ended());
     let gate = Gate::new(1 << 30, 1 << 29, || {});
+    let setup = Setup {
+        pool,
+        connections: options.pool_size,
+        limits: Limits::default(),
+        gate: Arc::clone(&gate),
+        redis_is_pressed: Box::new(|| false),
+        clock: Clock::start(),
+        reactors: vec![broken],
+    };
+    let handle = stage.start(setup).unwrap();
+    assert!(!handle.has_ended());
     let at = Position { epoch: 1, seq: 1, read_at: Duration::ZERO };
     let message = Bytes::from_static(br#"{"event":"delete","payload":"1"}"#);
     let Parsed::Event(event) = Event::parse(PUBLIC, at, message, &gate) else { panic!("no event") };

@@ -113,10 +113,8 @@ async fn ask_everything(options: &db::Options) -> Result<(), DbError> {
         has_filtered: false,
         local_only: false,
     };
-    db::audience::hidden_from(&pool, &[1], &status).await?;
-    db::feeds::settings_of(&pool, &[1]).await?;
-    db::feeds::feed_access(&pool).await?;
-    db::filters::filters_of(&pool, &[1]).await?;
+    db::audience::hidden_from(&pool, &[1], &status, true).await?;
+    db::preferences::preferences(&pool, &[1], &[1], true).await?;
     Ok(())
 }
 

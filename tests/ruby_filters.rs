@@ -120,7 +120,10 @@ fn ours((keywords, text): &Case) -> Option<String> {
         })
         .collect();
     let mut out = Vec::new();
-    if !Filters::compile(&rows).apply(&SearchText::new(text.clone()), 0, &mut out).unwrap() {
+    if !Filters::compile(&rows)
+        .apply(&SearchText::new(text.clone()), 0, &mut { usize::MAX }, &mut out)
+        .unwrap()
+    {
         return None;
     }
     let results: serde_json::Value = serde_json::from_slice(&out).unwrap();

@@ -108,7 +108,6 @@ pub fn judged(viewers: u64) -> Arc<Event> {
     event.set_audience(Audience {
         asked: (1..=viewers).collect(),
         verdicts: (1..=viewers).step_by(20).map(|account| (account, withheld)).collect(),
-        outcomes: vec![Bytes::from_static(b"[]")],
         ..Audience::default()
     });
     event

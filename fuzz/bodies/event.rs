@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use tidegate::core::event::{Audience, Event, Frame, Parsed, Position, StatusFields, Transport, UNCHANGED};
+use tidegate::core::event::{
+    Audience, Event, Frame, Outcome, OutcomeBudget, Parsed, Position, StatusFields, Transport, UNCHANGED,
+};
 use tidegate::core::filter::SearchText;
 use tidegate::core::gate::Gate;
 use tidegate::core::stream::{Channel, Origin, Param, Stream, StreamKind, Tag};
@@ -107,11 +109,12 @@ fn check(
     message: &[u8],
 ) {
     let gate = Gate::new(1 << 20, 1 << 19, || {});
-    let outcomes: Vec<Bytes> = vec![
-        Bytes::from_static(b"[]"),
-        Bytes::from_static(br#"[{"filter":{"id":"1","title":"a \"b\" \\"},"keyword_matches":["\n"]}]"#),
-        Bytes::from_static(b"[1, 2]"),
-    ];
+    let budget = OutcomeBudget::new(&gate);
+    let outcomes: Vec<Arc<Outcome>> =
+        [&br#"[{"filter":{"id":"1","title":"a \"b\" \\"},"keyword_matches":["\n"]}]"#[..], b"[1, 2]"]
+            .iter()
+            .filter_map(|json| budget.outcome(json))
+            .collect();
     let outcome = if outcome == 4 { UNCHANGED } else { outcome };
     let audience = || Audience { outcomes: outcomes.clone(), ..Audience::default() };
     event.set_audience(audience());
@@ -126,7 +129,8 @@ fn check(
     let expected = judged.map(|(_, payload)| {
         let mut payload = payload.clone();
         if is_extended && outcome != UNCHANGED {
-            let json = outcomes.get(usize::from(outcome)).map_or(&b"[]"[..], |json| json);
+            let found = usize::from(outcome).checked_sub(1).and_then(|index| outcomes.get(index));
+            let json = found.map_or(&b"[]"[..], |found| found.json());
             payload["filtered"] = serde_json::from_slice(json).expect("an outcome is JSON");
         }
         payload
@@ -154,7 +158,7 @@ fn check(
 }
 
 fn all(frame: &Frame) -> Vec<u8> {
-    [&frame.head[..], &frame.body[..], &frame.tail[..]].concat()
+    frame.parts().concat()
 }
 
 fn read_websocket(frame: &[u8], stream: &Stream, judged: Option<&(Value, Value)>, expected: Option<&Value>) {

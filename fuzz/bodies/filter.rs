@@ -9,6 +9,7 @@
 
 use serde_json::Value;
 use tidegate::core::filter::{FilterRow, Filters, SearchText};
+use tidegate::limits::FILTER_WORK_MAX;
 
 use super::input::Input;
 
@@ -36,7 +37,9 @@ pub fn run(data: &[u8]) {
     let searched = text(input.rest());
     let filters = Filters::compile(&rows);
     let mut out = Vec::new();
-    let found = filters.apply(&SearchText::new(searched.clone()), NOW, &mut out).expect("hardly any work");
+    let found = filters
+        .apply(&SearchText::new(searched.clone()), NOW, &mut { FILTER_WORK_MAX }, &mut out)
+        .expect("hardly any work");
     assert_eq!(found, !out.is_empty());
     let results: Vec<Value> =
         if found { serde_json::from_slice(&out).expect("filter results are JSON") } else { Vec::new() };

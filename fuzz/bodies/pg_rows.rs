@@ -9,8 +9,10 @@
 use tidegate::core::filter::{Filters, SearchText};
 use tidegate::db::feeds::FeedAccess;
 use tidegate::db::pool::DbError;
+use tidegate::db::preferences::{Preference, read_preference};
 use tidegate::db::rows::{Columns, unreadable};
-use tidegate::db::{accounts, audience, feeds, filters};
+use tidegate::db::{accounts, audience};
+use tidegate::limits::FILTER_WORK_MAX;
 use tokio_postgres::types::{FromSql, Type};
 
 use super::input::Input;
@@ -40,29 +42,41 @@ pub fn run(data: &[u8]) {
                 assert_eq!(id, row.id(0));
             }
         }
-        3 => {
-            let row = Row::read(&mut input, &[int.clone(), texts, int]);
-            if let Ok((id, _)) = feeds::read_settings(&row) {
-                assert_eq!(id, row.id(0));
-            }
-        }
-        4 => {
-            let row = Row::read(&mut input, &[Type::VARCHAR, text]);
-            let mut access = FeedAccess::default();
-            let is_read = feeds::read_feed(&row, &mut access).is_ok();
-            let is_closed = access != FeedAccess::default();
-            assert_eq!(is_closed, is_read && row.columns[1].1.as_deref() == Some(b"--- disabled\n"));
-        }
         _ => {
-            let types = [int.clone(), int.clone(), text.clone(), texts, Type::INT4, text, flag, int];
+            let types = [
+                Type::INT4,
+                int.clone(),
+                texts,
+                int.clone(),
+                text.clone(),
+                Type::INT4,
+                text,
+                flag,
+                int.clone(),
+            ];
             let row = Row::read(&mut input, &types);
-            let Ok((_, filter)) = filters::read_filter(&row) else { return };
-            assert_eq!((filter.title.as_bytes(), filter.keyword.as_bytes()), (row.bytes(2), row.bytes(5)));
+            let filter = match read_preference(&row) {
+                Ok(Preference::Settings(id, _)) => return assert_eq!(id, row.id(1)),
+                Ok(Preference::Feed(var, value)) => {
+                    let mut feeds = FeedAccess::default();
+                    feeds.set(&var, value.as_deref());
+                    let is_closed = feeds != FeedAccess::default();
+                    assert!(!is_closed || row.bytes(6) == b"--- disabled\n");
+                    return;
+                }
+                Ok(Preference::DomainsReadable(readable)) => {
+                    return assert_eq!(readable, row.bytes(7) != [0]);
+                }
+                Ok(Preference::Keyword(_, filter)) => filter,
+                Err(_) => return,
+            };
+            assert_eq!((filter.title.as_bytes(), filter.keyword.as_bytes()), (row.bytes(4), row.bytes(6)));
             let searched = SearchText::new(format!("a {} b", filter.keyword));
             let is_empty = filter.keyword.is_empty();
             let expires_at = filter.expires_at.unwrap_or_default();
             let mut out = Vec::new();
-            let found = Filters::compile(&[filter]).apply(&searched, expires_at, &mut out);
+            let found =
+                Filters::compile(&[filter]).apply(&searched, expires_at, &mut { FILTER_WORK_MAX }, &mut out);
             assert_eq!(found, Ok(!is_empty), "a keyword between blanks is found");
             assert!(is_empty || serde_json::from_slice::<serde_json::Value>(&out).is_ok());
         }

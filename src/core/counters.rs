@@ -156,7 +156,7 @@ impl CloseReason {
 }
 
 /// All reasons for withholding a message, by their number.
-pub const WITHHELD: [Withheld; 9] = [
+pub const WITHHELD: [Withheld; 11] = [
     Withheld::LocalOnly,
     Withheld::FeedAccess,
     Withheld::Language,
@@ -166,6 +166,8 @@ pub const WITHHELD: [Withheld; 9] = [
     Withheld::AudienceTimeout,
     Withheld::AudienceOverflow,
     Withheld::NotAsked,
+    Withheld::FilterWork,
+    Withheld::FilterResults,
 ];
 
 /// A withholding's name in metrics and on the status pages.
@@ -180,6 +182,8 @@ pub fn withheld_label(reason: Withheld) -> &'static str {
         Withheld::AudienceTimeout => "audience_timeout",
         Withheld::AudienceOverflow => "audience_overflow",
         Withheld::NotAsked => "not_asked",
+        Withheld::FilterWork => "filter_work",
+        Withheld::FilterResults => "filter_results",
     }
 }
 

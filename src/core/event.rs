@@ -18,6 +18,7 @@
 
 mod content;
 mod frames;
+mod outcome;
 mod render;
 mod status;
 
@@ -35,6 +36,7 @@ use crate::core::trail::Step;
 use crate::core::trail::Trail;
 
 pub use content::Copies;
+pub use outcome::{Outcome, OutcomeBudget};
 
 use content::Content;
 use status::Status;
@@ -148,8 +150,8 @@ pub struct StatusFields {
 pub enum Verdict {
     /// Not delivered, for that reason.
     Withheld(Withheld),
-    /// Delivered with that outcome of the account's custom filters: an index into
-    /// [`Audience::outcomes`]. 0 is `"filtered":[]`; [`UNCHANGED`] adds nothing.
+    /// Delivered with that outcome of the account's custom filters: the number of an entry of
+    /// [`Audience::outcomes`], from 1. 0 is `"filtered":[]`; [`UNCHANGED`] adds nothing.
     Deliver(u16),
 }
 
@@ -167,6 +169,8 @@ pub enum Withheld {
     AudienceTimeout,
     AudienceOverflow,
     NotAsked,
+    FilterWork,
+    FilterResults,
 }
 
 /// The accounts that a question was about, sorted; shared by all statuses that were asked about for the
@@ -184,13 +188,18 @@ pub struct Audience {
     pub asked_bytes: u32,
     /// Sorted by account.
     pub verdicts: Vec<(Id, Verdict)>,
-    /// JSON arrays to stand behind `"filtered":`; the first is `[]`.
-    pub outcomes: Vec<Bytes>,
+    /// What filters say, for those accounts of which they say anything.
+    pub outcomes: Vec<Arc<Outcome>>,
     /// Set when nobody gets it, whoever was asked about (malformed, timeout, overflow).
     pub nobody: Option<Withheld>,
 }
 
 impl Audience {
+    /// Nobody gets it, for that reason.
+    pub fn nobody(reason: Withheld) -> Audience {
+        Audience { nobody: Some(reason), ..Audience::default() }
+    }
+
     /// What that account gets.
     pub fn verdict(&self, account: Id) -> Verdict {
         if let Some(reason) = self.nobody {
@@ -204,21 +213,38 @@ impl Audience {
     }
 }
 
-/// Bytes to write for one message to one client, in at most three pieces; empty pieces are left out.
+/// Bytes to write for one message to one client, in parts; empty ones are left out.
 #[derive(Clone, Debug, Default)]
 pub struct Frame {
     /// Everything up to the shared body; for the usual stream name and outcome, all of the frame.
     pub head: Bytes,
     /// The payload as this transport carries it, shared by all variants.
     pub body: Bytes,
-    /// What follows the body.
+    /// The name of the payload's last member, `filtered`, where filters found something.
+    pub lead: &'static [u8],
+    /// What they found, shared by all frames of the account.
+    pub filtered: Bytes,
+    /// What follows.
     pub tail: Bytes,
 }
 
+/// Parts of a [`Frame`].
+pub const FRAME_PARTS: usize = 5;
+
 impl Frame {
+    /// The parts, in order.
+    pub fn parts(&self) -> [&[u8]; FRAME_PARTS] {
+        [&self.head, &self.body, self.lead, &self.filtered, &self.tail]
+    }
+
+    /// The parts, in order, each shared with this frame.
+    pub fn into_parts(self) -> [Bytes; FRAME_PARTS] {
+        [self.head, self.body, Bytes::from_static(self.lead), self.filtered, self.tail]
+    }
+
     /// All bytes of the frame.
     pub fn len(&self) -> usize {
-        self.head.len() + self.body.len() + self.tail.len()
+        self.parts().iter().map(|part| part.len()).sum()
     }
 
     /// Whether there is nothing to write.
@@ -333,8 +359,7 @@ impl Event {
     /// changed, if there is one already.
     pub fn set_audience(&self, audience: Audience) -> bool {
         let bytes = audience.verdicts.capacity() * std::mem::size_of::<(Id, Verdict)>()
-            + audience.outcomes.capacity() * std::mem::size_of::<Bytes>()
-            + audience.outcomes.iter().map(Bytes::len).sum::<usize>()
+            + audience.outcomes.capacity() * std::mem::size_of::<Arc<Outcome>>()
             + audience.asked_bytes as usize;
         let is_withheld = audience.nobody.is_some();
         let set = self.audience.set(audience).is_ok();
@@ -386,16 +411,10 @@ impl Event {
         self.status.as_ref().is_some_and(|status| status.is_extensible)
     }
 
-    /// The JSON array of that outcome; none for [`UNCHANGED`].
-    fn outcome_json(&self, outcome: u16) -> Option<&[u8]> {
-        match outcome {
-            UNCHANGED => None,
-            0 => Some(b"[]"),
-            _ => {
-                let outcomes = self.audience.get().map_or(&[][..], |audience| &audience.outcomes);
-                Some(outcomes.get(usize::from(outcome)).map_or(b"[]", |json| json))
-            }
-        }
+    /// What filters found, by an outcome's number; none where they found nothing.
+    fn outcome(&self, number: u16) -> Option<&Arc<Outcome>> {
+        let index = usize::from(number).checked_sub(1)?;
+        self.audience.get()?.outcomes.get(index)
     }
 }
 

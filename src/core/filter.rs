@@ -13,22 +13,25 @@
 //! folded text and 20 bytes.
 //!
 //! Bounds: a search is linear in the text, but for keywords that repeat within themselves, where it is text times
-//! keyword; an account's searches in one text end at [`FILTER_WORK_MAX`], its results at [`FILTER_RESULT_BYTES`].
-//! Pure. Tested here, and against Ruby itself in `tests/ruby_filters.rs`.
+//! keyword; an account's work for one text ends at what [`WorkBudget`] allows it, its results at
+//! [`FILTER_RESULT_BYTES`]. Pure. Tested here, and against Ruby itself in `tests/ruby_filters.rs`.
 
 mod cache;
 mod text;
+mod work;
 
 use std::fmt::Write as _;
 use std::mem::size_of;
 use std::ops::Range;
+use std::sync::atomic::AtomicU32;
 
 use memchr::memmem;
 
-use crate::limits::{FILTER_RESULT_BYTES, FILTER_WORK_MAX};
+use crate::limits::FILTER_RESULT_BYTES;
 pub use cache::{FilterCache, Slot};
 pub use text::SearchText;
 use text::{fold_into, is_word, run_hashes};
+pub use work::WorkBudget;
 
 /// One keyword of a custom filter, as the database has it. `expires_at` is in milliseconds since 1970.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -51,11 +54,16 @@ pub struct Filters {
     keywords: Box<[Keyword]>,
     /// The folded keywords, and what stands before each filter's match in the result.
     text: Box<str>,
+    /// What the next text is expected to cost: see [`WorkBudget`].
+    expected_work: AtomicU32,
 }
 
 /// An account's filters cost more for one text than they may.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TooMuchWork;
+
+/// What looking at a keyword costs, in bytes searched.
+const KEYWORD_WORK: usize = 4;
 
 /// What beginning a search costs, in bytes searched.
 const SEARCH_WORK: usize = 64;
@@ -99,7 +107,8 @@ impl Filters {
                 head: start..text.len() as u32,
             });
         }
-        Filters { filters: filters.into(), keywords: keywords.into(), text: text.into() }
+        let expected_work = AtomicU32::new(u32::try_from(keywords.len() * KEYWORD_WORK).unwrap_or(u32::MAX));
+        Filters { filters: filters.into(), keywords: keywords.into(), text: text.into(), expected_work }
     }
 
     /// Whether there is nothing that could match.
@@ -116,18 +125,23 @@ impl Filters {
     }
 
     /// Appends the JSON array of results for `text` at `now` (milliseconds since 1970) to `out`; appends
-    /// nothing and answers false when no filter matches.
+    /// nothing and answers false when no filter matches. What it costs, in bytes searched, is taken from `work_left`.
     ///
     /// # Errors
-    /// When it would cost more than [`FILTER_WORK_MAX`]. What was appended is of no use then.
-    pub fn apply(&self, text: &SearchText, now: i64, out: &mut Vec<u8>) -> Result<bool, TooMuchWork> {
+    /// When it would cost more than that. What was appended is of no use then.
+    pub fn apply(
+        &self,
+        text: &SearchText,
+        now: i64,
+        work_left: &mut usize,
+        out: &mut Vec<u8>,
+    ) -> Result<bool, TooMuchWork> {
         let start = out.len();
-        let mut work_left = FILTER_WORK_MAX;
         for filter in &self.filters {
             if filter.expires_at < now {
                 continue;
             }
-            let Some(matched) = self.first_match(filter, text, &mut work_left)? else { continue };
+            let Some(matched) = self.first_match(filter, text, work_left)? else { continue };
             out.push(if out.len() > start { b',' } else { b'[' });
             out.extend_from_slice(self.slice(&filter.head).as_bytes());
             push_json(out, matched);
@@ -151,6 +165,8 @@ impl Filters {
     ) -> Result<Option<&'t str>, TooMuchWork> {
         let keywords = self.keywords.get(filter.keywords.start as usize..filter.keywords.end as usize);
         let mut first: Option<Range<usize>> = None;
+        let looks = filter.keywords.len() * KEYWORD_WORK;
+        *work_left = work_left.checked_sub(looks).ok_or(TooMuchWork)?;
         for keyword in keywords.unwrap_or_default() {
             if !text.may_contain(keyword.runs) {
                 continue;

@@ -1,9 +1,9 @@
 //! The gate: how many undelivered bytes there are, and whether Redis may be read.
 //!
-//! Every live [`Event`](crate::core::event::Event) holds a [`Charge`] for its payload and for each frame
-//! rendered from it; the charge is given back when the last holder drops the event. Over the high mark the
-//! gate closes, at the low mark it opens. It is the only place where reading pauses. One atomic add per
-//! event and per frame, none per delivery.
+//! Every live [`Event`](crate::core::event::Event) holds a [`Charge`] for its payload and for what is made of it
+//! later: filter results, frames. The charge is given back when the last holder drops the event. Over the high mark
+//! the gate closes, at the low mark it opens. It is the only place where reading pauses. One atomic add per event
+//! and per frame, none per delivery.
 //!
 //! Halfway between the two marks is a third, the evict mark: over it, stalled clients are closed
 //! ([`relay`](crate::core::relay)), so that reading need not pause for a client that reads nothing.
@@ -13,16 +13,23 @@
 //! nothing else to do. A fill level that swings about the evict mark is announced once, until it has been at the
 //! low mark again.
 //!
-//! How far over the budget: by the message that crosses the high mark, and by the frames of messages that were
-//! read before it, since a frame counts from the moment when somebody needs it. For each message that is one
-//! frame per transport in use, hardly longer than the message (escaping makes a WebSocket's longer by its
-//! quotes and backslashes), and at most [`FRAME_VARIANTS_MAX`](crate::limits::FRAME_VARIANTS_MAX) private heads
-//! and tails: so what is held stays under three to four times the budget in the worst case, and is at most
-//! about the budget's own size over it in ordinary use. Most clients of a message get it in the turn in which
-//! it is read, so frames of nearly everything that is held are counted already when the gate is asked.
+//! # The bound: twice the budget
+//! Three things add to what is held, and each looks at the sum before it does:
+//! - a message is read only while no more than the budget is held ([`Gate::may_read`]);
+//! - an audience (who gets a status, and the results of custom filters) is added only while no more than one and a
+//!   half times the budget is held; until then the status waits in the audience stage
+//!   ([`Gate::announce_below`]). The results of all live statuses together take at most a quarter of the budget;
+//! - a frame is kept only while all that is held with it stays within twice the budget ([`Charge::try_add`]);
+//!   otherwise it is rendered for the write that needs it, and not kept.
+//!
+//! So no more than twice the budget is ever held, as long as the longest message and the largest audience fit in half
+//! of the budget. A larger one passes alone, and is all that is over. Tested with random messages, viewers, filters
+//! and spellings in `core/event/tests/bound.rs` and `db/stage/machine/tests`.
 //!
 //! When nothing at all is held, the gate is open whatever the budget, so that one message of any size
 //! always passes.
+
+use std::sync::OnceLock;
 
 use crate::core::sync::Arc;
 use crate::core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -36,7 +43,13 @@ pub struct Gate {
     /// More than the evict mark was held, and since then never as little as the low mark.
     pressed: AtomicBool,
     changed: Box<dyn Fn() + Send + Sync>,
+    /// See [`announce_below`](Self::announce_below).
+    announce_bytes: AtomicUsize,
+    announce: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
+
+/// No mark is watched: nothing held is ever above it.
+const NO_MARK: usize = usize::MAX;
 
 impl std::fmt::Debug for Gate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -56,7 +69,31 @@ impl Gate {
             closed: AtomicBool::new(false),
             pressed: AtomicBool::new(false),
             changed: Box::new(changed),
+            announce_bytes: AtomicUsize::new(NO_MARK),
+            announce: OnceLock::new(),
         })
+    }
+
+    /// What is called when [`announce_below`](Self::announce_below) has something to announce, from whichever thread
+    /// dropped the bytes. Set once, by the audience stage; later calls change nothing.
+    pub fn on_announce(&self, announce: impl Fn() + Send + Sync + 'static) {
+        let _ = self.announce.set(Box::new(announce));
+    }
+
+    /// Whether no more than `mark` bytes are held. If more are, the next fall to `mark` is announced.
+    pub fn announce_below(&self, mark: usize) -> bool {
+        self.announce_bytes.swap(mark, Ordering::SeqCst);
+        // As in `may_read`: the fall that this does not see yet sees the mark.
+        let is_below = self.held_bytes.fetch_add(0, Ordering::AcqRel) <= mark;
+        if is_below {
+            self.announce_bytes.swap(NO_MARK, Ordering::SeqCst);
+        }
+        is_below
+    }
+
+    /// The most that may be held with a frame that is kept, in bytes.
+    fn kept_bytes_max(&self) -> usize {
+        self.high_bytes.saturating_mul(2)
     }
 
     /// The bytes of all live events and their frames.
@@ -111,17 +148,27 @@ impl Gate {
         self.closed.load(Ordering::SeqCst)
     }
 
-    fn take(&self, bytes: usize) {
+    /// What is held then.
+    fn take(&self, bytes: usize) -> usize {
         let held = self.held_bytes.fetch_add(bytes, Ordering::SeqCst) + bytes;
         if held > self.evict_bytes() && !self.pressed.load(Ordering::SeqCst) {
             self.review_pressed();
         }
+        held
     }
 
     fn give_back(&self, bytes: usize) {
         let before = self.held_bytes.fetch_sub(bytes, Ordering::SeqCst);
         debug_assert!(before >= bytes);
-        if before - bytes > self.low_bytes {
+        let after = before - bytes;
+        let mark = self.announce_bytes.load(Ordering::SeqCst);
+        if before > mark
+            && after <= mark
+            && let Some(announce) = self.announce.get()
+        {
+            announce();
+        }
+        if after > self.low_bytes {
             return;
         }
         if self.closed.load(Ordering::SeqCst) && self.closed.swap(false, Ordering::SeqCst) {
@@ -164,7 +211,27 @@ impl Charge {
         Charge { gate: Arc::clone(gate), bytes: AtomicUsize::new(bytes) }
     }
 
-    /// Counts `more` bytes with it (a frame that was rendered).
+    /// Counts `more` bytes with it, if what is held then is within twice the budget. False, and nothing counted, if it
+    /// is not.
+    pub fn try_add(&self, more: usize) -> bool {
+        if self.gate.held_bytes().saturating_add(more) > self.gate.kept_bytes_max() {
+            return false;
+        }
+        if self.gate.take(more) > self.gate.kept_bytes_max() {
+            self.gate.give_back(more);
+            return false;
+        }
+        self.bytes.fetch_add(more, Ordering::Relaxed);
+        true
+    }
+
+    /// No longer counts `fewer` of its bytes.
+    pub fn give_back(&self, fewer: usize) {
+        self.bytes.fetch_sub(fewer, Ordering::Relaxed);
+        self.gate.give_back(fewer);
+    }
+
+    /// Counts `more` bytes with it (an audience).
     pub fn add(&self, more: usize) {
         self.bytes.fetch_add(more, Ordering::Relaxed);
         self.gate.take(more);

@@ -4,6 +4,10 @@
 //! who blocks the author's domain. Expired mutes hide until Rails deletes them; what a mentioned account
 //! blocks does not matter.
 //!
+//! A domain block counts against the author's `accounts.domain`, as Rails compares it. Where that may not be read (grants
+//! of an older version) or there is no such row yet, it counts against the domain of `acct`, in the form in which Rails
+//! stores domains ([`punycode`](super::punycode)).
+//!
 //! # The statement's plan
 //! Mastodon has an index on whom a block or mute is against, and one on (who, against whom). Which is better depends
 //! on how hated the author is and how many watch, and a planner that is shown a thousand ids spends longer
@@ -16,9 +20,12 @@
 //!
 //! Tested in `tests/db_audience.rs` against a viewer by viewer oracle over random relations.
 
+use std::sync::LazyLock;
+
 use tokio_postgres::types::Type;
 
 use super::pool::{DbError, Pool};
+use super::punycode::to_ascii;
 use super::rows::Columns;
 use crate::core::event::{StatusFields, Withheld};
 use crate::core::stream::Id;
@@ -42,9 +49,17 @@ SELECT id, false FROM viewer WHERE (SELECT count(*) FROM against) >= $5 AND ( \
  OR EXISTS (SELECT 1 FROM blocks WHERE account_id = $3 AND target_account_id = viewer.id OFFSET 0)) \
 UNION ALL \
 SELECT account_id, true FROM account_domain_blocks \
- WHERE account_id = ANY (ARRAY (SELECT id FROM viewer)) AND domain = $4";
+ WHERE account_id = ANY (ARRAY (SELECT id FROM viewer)) AND domain = ";
 
-/// Which of `viewers` must not see the status, with the reason; sorted by account, each once.
+/// The author's domain, in the statement's end.
+const BY_ACCOUNT: &str = "COALESCE((SELECT domain FROM accounts WHERE id = $3), $4)";
+const BY_ACCT: &str = "$4";
+
+static STATEMENTS: LazyLock<[String; 2]> =
+    LazyLock::new(|| [BY_ACCT, BY_ACCOUNT].map(|domain| format!("{AUDIENCE}{domain}")));
+
+/// Which of `viewers` must not see the status, with the reason; sorted by account, each once. `domains_readable` says
+/// whether `accounts.domain` may be read.
 ///
 /// # Errors
 /// When PostgreSQL gave no answer.
@@ -52,6 +67,7 @@ pub async fn hidden_from(
     pool: &Pool,
     viewers: &[i64],
     status: &StatusFields,
+    domains_readable: bool,
 ) -> Result<Vec<(Id, Withheld)>, DbError> {
     // An id that PostgreSQL cannot hold is in none of its tables.
     let author = i64::try_from(status.author).unwrap_or_default();
@@ -60,7 +76,7 @@ pub async fn hidden_from(
     targets.extend_from_slice(&status.mentions);
     targets.sort_unstable();
     targets.dedup();
-    let domain = status.domain.as_deref().filter(|domain| !domain.contains('\0'));
+    let domain = status.domain.as_deref().filter(|domain| !domain.contains('\0')).map(to_ascii);
     let limit = (viewers.len() as i64 * 2).max(64);
     let params: [super::pool::Param<'_>; 5] = [
         (&viewers, Type::INT8_ARRAY),
@@ -69,7 +85,7 @@ pub async fn hidden_from(
         (&domain, Type::TEXT),
         (&limit, Type::INT8),
     ];
-    let rows = pool.query(AUDIENCE, &params).await?;
+    let rows = pool.query(&STATEMENTS[usize::from(domains_readable)], &params).await?;
     let mut hidden = Vec::with_capacity(rows.len());
     for row in &rows {
         hidden.push(read_hidden(row)?);

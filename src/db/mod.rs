@@ -6,14 +6,16 @@
 //!
 //! - [`pool`]: connections, bounded statements, errors that say what to do; [`tls`]: how they are encrypted.
 //! - [`accounts`]: tokens and list owners, for the door; look-ups that arrive together share a query.
-//! - [`audience`], [`filters`], [`feeds`]: what decides about a status on a public channel.
+//! - [`audience`], [`preferences`], [`feeds`]: what decides about a status on a public channel; [`punycode`]: domains
+//!   as Rails stores them.
 //! - [`stage`]: the thread between ingest and reactors that asks all this, in order and bounded.
 
 pub mod accounts;
 pub mod audience;
 pub mod feeds;
-pub mod filters;
 pub mod pool;
+pub mod preferences;
+pub mod punycode;
 pub mod rows;
 pub mod stage;
 pub mod tls;
@@ -35,7 +37,7 @@ pub const TABLES: &[(&str, &[&str])] = &[
         &["id", "token", "scopes", "resource_owner_id", "created_at", "expires_in", "revoked_at"],
     ),
     ("users", &["id", "account_id", "role_id", "disabled", "chosen_languages"]),
-    ("accounts", &["id", "suspended_at"]),
+    ("accounts", &["id", "suspended_at", "domain"]),
     ("user_roles", &["id", "permissions"]),
     ("lists", &["id", "account_id"]),
     ("blocks", &["account_id", "target_account_id"]),
@@ -45,6 +47,14 @@ pub const TABLES: &[(&str, &[&str])] = &[
     ("custom_filter_keywords", &["id", "custom_filter_id", "keyword", "whole_word"]),
     ("settings", &["var", "value"]),
 ];
+
+/// Columns without which everything works but little: what is lost without them. Grants of older versions leave them
+/// out.
+pub const OPTIONAL: &[(&str, &str, &str)] = &[(
+    "accounts",
+    "domain",
+    "until then, blocks of a domain do not hide public statuses of accounts whose handle is invalid",
+)];
 
 /// Where PostgreSQL listens.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -5,10 +5,17 @@
 //! for PostgreSQL that need not.
 //!
 //! - A status is asked about in one statement for everybody who watches a channel that it goes to; its identical
-//!   copies on other channels use the answer, within a second and for accounts that it covered.
-//! - PostgreSQL away: statuses are held back and asked about again; after `AUDIENCE_TIMEOUT` they go to nobody, and the
-//!   log says so once per outage. Nothing is ever sent to someone who was not asked about.
-//! - What waits is bounded by a quarter of `BACKPRESSURE_HIGH_BYTES`; beyond it the oldest statuses go to nobody.
+//!   copies on other channels use the answer, within a second and for accounts that it covered. What newcomers have set
+//!   is read when they join, in one statement for all who joined since the last.
+//! - What waits counts against the budget: while PostgreSQL answers, more than it can keep up with pauses reading from
+//!   Redis, and nothing is withheld.
+//! - PostgreSQL away: statuses are held back and asked about again; those that it has not answered within
+//!   `AUDIENCE_TIMEOUT` go to nobody, and the log says so once per outage. From then on until it answers, no more than a
+//!   quarter of the budget is held back, so that home timelines go on. Nothing is ever sent to someone who was not
+//!   asked about.
+//! - If Redis is about to drop the connection because reading pauses, the oldest statuses go to nobody.
+//! - Custom filters have a budget of work and one of results ([`crate::core::filter::WorkBudget`],
+//!   [`crate::core::event::OutcomeBudget`]): the accounts that cost most are the first to get nothing.
 //! - Settings are read again within `SETTINGS_REFRESH_SECONDS`, filters when they change.
 //!
 //! The deciding part knows no clock and no database and is tested by itself (`machine`); the whole against
@@ -24,21 +31,22 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::task::{Id, JoinError, JoinSet};
 use tracing::error;
 
-use self::machine::{Ask, Machine, Reply};
+use self::machine::{Ask, Machine, Passing, Reply};
 pub use self::stats::StageStats;
 use super::pool::{DbError, Pool};
-use super::{Options, audience, feeds, filters};
+use super::preferences::{Preferences, preferences};
+use super::{Options, audience};
 use crate::clock::Clock;
+use crate::core::gate::Gate;
 use crate::core::handover::{Delivery, StageItem};
 use crate::core::mailbox::Mailbox;
 use crate::core::slack::Slack;
-use crate::limits::{Limits, Waits};
+use crate::limits::{HEADROOM_INTERVAL, Limits, Waits};
 use crate::sys::ThreadCache;
 
 /// Connections of the stage's own: questions that are asked at once.
@@ -49,6 +57,31 @@ const CONNECTIONS: usize = 4;
 pub struct Stage {
     inbox: Arc<Mailbox<StageItem>>,
     wake: Arc<Notify>,
+    stats: Arc<StageStats>,
+}
+
+/// What the stage works with.
+pub struct Setup<S> {
+    /// Connections that no other runtime uses.
+    pub pool: Pool,
+    /// How many they are.
+    pub connections: usize,
+    /// Intervals and bounds.
+    pub limits: Limits,
+    /// The budget that all events count against.
+    pub gate: Arc<Gate>,
+    /// Whether Redis holds half of what it is willing to hold for us, while reading is paused.
+    pub redis_is_pressed: Box<dyn Fn() -> bool + Send>,
+    /// The process's clock.
+    pub clock: Clock,
+    /// Statuses go on to those whose bit is set in their mask.
+    pub reactors: Vec<Arc<Mailbox<Delivery<S>>>>,
+}
+
+impl<S> std::fmt::Debug for Setup<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Setup({} connections, {:?})", self.connections, self.gate)
+    }
 }
 
 /// The running stage. Dropping it leaves the thread running until the process ends.
@@ -67,7 +100,8 @@ impl Default for Stage {
     fn default() -> Stage {
         let wake = Arc::new(Notify::new());
         let waker = Arc::clone(&wake);
-        Stage { inbox: Arc::new(Mailbox::new(move || waker.notify_one())), wake }
+        let inbox = Arc::new(Mailbox::new(move || waker.notify_one()));
+        Stage { inbox, wake, stats: Arc::default() }
     }
 }
 
@@ -93,29 +127,29 @@ impl Stage {
         Arc::clone(&self.inbox)
     }
 
-    /// Starts the thread. `pool` must not be used by any other runtime; statuses go on to those `reactors`
-    /// whose bit is set in their mask.
+    /// What it will count.
+    pub fn stats(&self) -> Arc<StageStats> {
+        Arc::clone(&self.stats)
+    }
+
+    /// Starts the thread.
     ///
     /// # Errors
     /// When the thread or its runtime cannot be made.
-    pub fn start<S: Send + 'static>(
-        self,
-        pool: Pool,
-        connections: usize,
-        limits: &Limits,
-        clock: Clock,
-        reactors: Vec<Arc<Mailbox<Delivery<S>>>>,
-    ) -> std::io::Result<StageHandle> {
-        let stats = Arc::new(StageStats::default());
+    pub fn start<S: Send + 'static>(self, setup: Setup<S>) -> std::io::Result<StageHandle> {
+        let Setup { pool, connections, limits, gate, redis_is_pressed, clock, reactors } = setup;
+        let (stats, wake) = (self.stats, Arc::clone(&self.wake));
+        gate.on_announce(move || wake.notify_one());
         let stopping = Arc::new(AtomicBool::new(false));
         let mut driver = Driver {
-            machine: Machine::new(limits, connections, Arc::clone(&stats)),
-            cache: ThreadCache::new(limits),
+            cache: ThreadCache::new(&limits),
+            machine: Machine::new(&limits, connections, gate, Arc::clone(&stats)),
             pool: pool.clone(),
             inbox: self.inbox,
             wake: Arc::clone(&self.wake),
             stopping: Arc::clone(&stopping),
             stats: Arc::clone(&stats),
+            redis_is_pressed,
             clock,
             outboxes: reactors.into_iter().map(|mailbox| (mailbox, Vec::new())).collect(),
         };
@@ -160,6 +194,7 @@ struct Driver<S> {
     wake: Arc<Notify>,
     stopping: Arc<AtomicBool>,
     stats: Arc<StageStats>,
+    redis_is_pressed: Box<dyn Fn() -> bool + Send>,
     clock: Clock,
     outboxes: Outboxes<S>,
 }
@@ -171,7 +206,13 @@ impl<S: Send + 'static> Driver<S> {
         let mut asked: HashMap<Id, Arc<Ask>> = HashMap::new();
         while !self.stopping.load(Ordering::Acquire) {
             self.stats.turns.fetch_add(1, Ordering::Relaxed);
-            while let Some(ask) = self.machine.next_ask(self.clock.now()) {
+            let now = self.clock.now();
+            self.machine.tick(now);
+            if self.machine.is_over_share() && (self.redis_is_pressed)() {
+                self.machine.relieve();
+            }
+            let has_more = self.machine.decide(now, self.clock.unix_ms());
+            while let Some(ask) = self.machine.next_ask(now) {
                 let (pool, ask) = (self.pool.clone(), Arc::new(ask));
                 let sent = Arc::clone(&ask);
                 let flight = flights.spawn(async move { send(&pool, &sent).await });
@@ -179,44 +220,67 @@ impl<S: Send + 'static> Driver<S> {
             }
             self.deliver();
             self.machine.publish_stats();
-            let now = self.clock.now();
-            let pause = self.machine.next_wake().map(|at| at.saturating_sub(now));
-            let pause = [pause, self.cache.due_in(now)].into_iter().flatten().min();
             tokio::select! {
-                () = self.wake.notified() => {
-                    self.inbox.drain(&mut items);
-                    let (now, unix_ms) = self.now();
-                    self.cache.passed(items.len(), now);
-                    for item in items.drain(..) {
-                        self.machine.push(item, now, unix_ms);
-                    }
-                    items.give_back();
-                }
+                () = self.wake.notified() => {}
                 Some(done) = flights.join_next_with_id(), if !flights.is_empty() => {
-                    let (id, reply) = done.unwrap_or_else(|failure| (failure.id(), Err(broken(&failure))));
-                    if let Some(ask) = asked.remove(&id) {
-                        let (now, unix_ms) = self.now();
-                        self.machine.answer(&ask, reply, now, unix_ms);
-                    }
+                    self.answer(&mut asked, done);
                 }
-                () = tokio::time::sleep(pause.unwrap_or(Duration::MAX)), if pause.is_some() => {}
+                () = self.pause(has_more) => {}
             }
+            // All that is there is taken before time is looked at: what lies here is not late.
+            while let Some(done) = flights.try_join_next_with_id() {
+                self.answer(&mut asked, done);
+            }
+            self.inbox.drain(&mut items);
             let now = self.clock.now();
-            self.machine.tick(now);
+            self.cache.passed(items.len(), now);
+            for item in items.drain(..) {
+                self.machine.push(item, now);
+            }
+            items.give_back();
             self.cache.settle(now);
         }
     }
 
-    fn now(&self) -> (Duration, i64) {
+    /// Until the machine has to run again, whatever comes.
+    fn pause(&self, has_more: bool) -> impl Future<Output = ()> + use<S> {
+        let mut at = self.machine.next_wake();
+        // Whether Redis is pressed is measured in this interval while reading is paused.
+        if self.machine.is_over_share() {
+            let look = self.clock.now() + HEADROOM_INTERVAL;
+            at = Some(at.map_or(look, |at| at.min(look)));
+        }
         let now = self.clock.now();
-        (now, (self.clock.start_unix() + now).as_millis() as i64)
+        let pause = at.map(|at| at.saturating_sub(now));
+        let pause = [pause, self.cache.due_in(now)].into_iter().flatten().min();
+        async move {
+            match pause {
+                _ if has_more => tokio::task::yield_now().await,
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    fn answer(
+        &mut self,
+        asked: &mut HashMap<Id, Arc<Ask>>,
+        done: Result<(Id, Result<Reply, DbError>), JoinError>,
+    ) {
+        let (id, reply) = done.unwrap_or_else(|failure| (failure.id(), Err(broken(&failure))));
+        if let Some(ask) = asked.remove(&id) {
+            self.machine.answer(&ask, reply, self.clock.now());
+        }
     }
 
     fn deliver(&mut self) {
-        for (event, mask) in self.machine.out.drain(..) {
+        for (passing, mask) in self.machine.out.drain(..) {
             for (number, outbox) in self.outboxes.iter_mut().enumerate() {
                 if mask & (1 << number) != 0 {
-                    outbox.1.push(Delivery::Event(Arc::clone(&event)));
+                    outbox.1.push(match &passing {
+                        Passing::Event(event) => Delivery::Event(Arc::clone(event)),
+                        Passing::Gap(channel) => Delivery::ChannelGap(channel.clone()),
+                    });
                 }
             }
         }
@@ -242,20 +306,16 @@ async fn send(pool: &Pool, ask: &Ask) -> Result<Reply, DbError> {
         };
         // Every account is from this database, so its id fits.
         let viewers: Vec<i64> = ask.covered.asked.iter().map(|id| *id as i64).collect();
-        audience::hidden_from(pool, &viewers, status).await
+        audience::hidden_from(pool, &viewers, status, ask.domains_readable).await
     };
-    let settings = async {
-        let accounts: Vec<i64> = ask.settings.iter().map(|viewer| viewer.id as i64).collect();
-        if accounts.is_empty() {
-            return Ok(HashMap::new());
+    let preferences = async {
+        let settings_of: Vec<i64> = ask.settings.iter().map(|viewer| viewer.id as i64).collect();
+        let filters_of: Vec<i64> = ask.loads.iter().map(|load| load.viewer.id as i64).collect();
+        if settings_of.is_empty() && filters_of.is_empty() && !ask.instance {
+            return Ok(Preferences::default());
         }
-        feeds::settings_of(pool, &accounts).await
+        preferences(pool, &settings_of, &filters_of, ask.instance).await
     };
-    let filters = async {
-        let accounts: Vec<i64> = ask.loads.iter().map(|load| load.viewer.id as i64).collect();
-        filters::filters_of(pool, &accounts).await
-    };
-    let feeds = async { if ask.feeds { feeds::feed_access(pool).await.map(Some) } else { Ok(None) } };
-    let (hidden, settings, filters, feeds) = tokio::try_join!(hidden, settings, filters, feeds)?;
-    Ok(Reply { hidden, settings, filters, feeds })
+    let (hidden, preferences) = tokio::try_join!(hidden, preferences)?;
+    Ok(Reply { hidden, preferences })
 }

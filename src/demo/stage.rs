@@ -9,8 +9,6 @@ use std::io;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Weak};
 
-use bytes::Bytes;
-
 use super::directory::directory;
 use crate::core::event::{Audience, Verdict};
 use crate::core::handover::{Delivery, StageItem};
@@ -41,13 +39,19 @@ pub fn start<S: Send + 'static>(
 fn pass<S>(items: &mut Vec<StageItem>, reactors: &[Arc<Mailbox<Delivery<S>>>]) {
     let mut batches: Vec<Vec<Delivery<S>>> = reactors.iter().map(|_| Vec::new()).collect();
     for item in items.drain(..) {
-        let StageItem::Event(event, mask) = item else { continue };
-        if event.needs_audience() {
-            event.audience().get_or_init(everyone);
-        }
+        let (mask, delivery): (u16, &dyn Fn() -> Delivery<S>) = match &item {
+            StageItem::Event(event, mask) => {
+                if event.needs_audience() {
+                    event.audience().get_or_init(everyone);
+                }
+                (*mask, &|| Delivery::Event(Arc::clone(event)))
+            }
+            StageItem::ChannelGap(channel, mask) => (*mask, &|| Delivery::ChannelGap(channel.clone())),
+            StageItem::Join(..) | StageItem::Leave(..) | StageItem::FiltersChanged(_) => continue,
+        };
         for (number, batch) in batches.iter_mut().enumerate() {
             if mask >> number & 1 == 1 {
-                batch.push(Delivery::Event(Arc::clone(&event)));
+                batch.push(delivery());
             }
         }
     }
@@ -60,7 +64,7 @@ fn everyone() -> Audience {
     let mut verdicts: Vec<_> =
         directory().iter().map(|account| (account.account_id, Verdict::Deliver(0))).collect();
     verdicts.sort_unstable_by_key(|(account, _)| *account);
-    Audience { verdicts, outcomes: vec![Bytes::from_static(b"[]")], ..Audience::default() }
+    Audience { verdicts, ..Audience::default() }
 }
 
 #[cfg(test)]

@@ -25,6 +25,9 @@ pub const HEARTBEAT: &[u8] = b":thump\n\n";
 /// What stands between an event's name and its first data line.
 const DATA: &[u8] = b"data: ";
 
+/// What each further line of a payload adds to it, in bytes.
+pub const DATA_BYTES: usize = DATA.len();
+
 /// What stands behind an event's last data line.
 pub const EVENT_END: &[u8] = b"\n\n";
 

@@ -248,7 +248,11 @@ impl<S> Router<S> {
         };
         self.seq += 1;
         add(&self.stats.too_long, 1);
-        self.deliver(mask, || Delivery::ChannelGap(channel.clone()));
+        match &mut self.stage {
+            // Behind what was published before and still waits for its audience.
+            Some(stage) if channel.is_filtered() => stage.batch.push(StageItem::ChannelGap(channel.clone(), mask)),
+            _ => self.deliver(mask, || Delivery::ChannelGap(channel.clone())),
+        }
         if let Some(skipped) = self.too_long.allow() {
             tracing::warn!(
                 unsaid = skipped,

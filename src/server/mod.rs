@@ -25,7 +25,7 @@ use crate::core::gate::Gate;
 use crate::core::handover::{Delivery, Viewer};
 use crate::core::mailbox::Mailbox;
 use crate::core::relay::Pressure;
-use crate::db::{self, Accounts, Pool, Stage, StageHandle};
+use crate::db::{self, Accounts, Pool, Stage, StageHandle, StageStats};
 use crate::demo::{self, Demo};
 use crate::door::{self, Directory, Door, Listener, MemoryDirectory};
 use crate::limits::{ADMIN_CONNECTIONS_MAX, LINGER, Limits, Waits};
@@ -122,7 +122,16 @@ async fn serve(mut config: Config, passed: Passed) -> Result<(), Failure> {
             let stage = Stage::default();
             let inbox = stage.inbox();
             let pool = pool(&options)?;
-            let running = stage.start(pool, options.pool_size, &limits, clock, mailboxes.clone());
+            let patience = patience(Arc::clone(&headroom), ingest.stats(), clock);
+            let running = stage.start(db::stage::Setup {
+                pool,
+                connections: options.pool_size,
+                limits: limits.clone(),
+                gate: Arc::clone(&gate),
+                redis_is_pressed: Box::new(move || patience().1),
+                clock,
+                reactors: mailboxes.clone(),
+            });
             Some((running.map_err(|error| no_thread(&error))?, inbox))
         }
         None => None,
@@ -264,7 +273,11 @@ async fn serve(mut config: Config, passed: Passed) -> Result<(), Failure> {
             commands: ingest.commands(),
             // The receiver ends with the process.
             requests: Box::new(move |request| drop(requests.send(request))),
-            pressure: pressure(Arc::clone(&gate), Arc::clone(&headroom), ingest.stats(), clock),
+            pressure: pressure(
+                Arc::clone(&gate),
+                audience.as_ref().map(|audience| Arc::clone(&audience.stats)),
+                patience(Arc::clone(&headroom), ingest.stats(), clock),
+            ),
             load: Arc::clone(&clients),
             client_left: Box::new(move || full_door.client_left()),
             clock,
@@ -521,22 +534,34 @@ fn listen_address(listen: &Listen) -> door::Address {
     }
 }
 
-/// How full the budget is, and how long Redis has had to wait.
-fn pressure(
-    gate: Arc<Gate>,
+/// How long reading has been paused, and whether Redis holds half of what it is willing to hold for us.
+fn patience(
     headroom: Arc<Headroom>,
     stats: Arc<IngestStats>,
     clock: Clock,
+) -> impl Fn() -> (Duration, bool) + Send {
+    move || {
+        let now = clock.now();
+        let Some(paused) = stats.pause(now) else { return (Duration::ZERO, false) };
+        let rate = stats.rate_before_pause.load(Ordering::Relaxed);
+        (paused, headroom.read().is_half_used(now, paused, rate))
+    }
+}
+
+/// How full the budget is, as far as clients are to blame. While what waits in the audience stage uses it up, closing
+/// clients would free nothing.
+fn pressure(
+    gate: Arc<Gate>,
+    audience: Option<Arc<StageStats>>,
+    patience: impl Fn() -> (Duration, bool) + Send + 'static,
 ) -> Box<dyn Fn() -> Pressure + Send> {
     Box::new(move || {
-        let now = clock.now();
-        let mut pressure = Pressure { over: gate.is_over(), ..Pressure::default() };
-        if pressure.over
-            && let Some(paused) = stats.pause(now)
-        {
-            let rate = stats.rate_before_pause.load(Ordering::Relaxed);
-            pressure.paused_for = paused;
-            pressure.headroom_half_used = headroom.read().is_half_used(now, paused, rate);
+        let waiting = audience.as_ref().map_or(0, |stats| stats.waiting_bytes.load(Ordering::Relaxed));
+        let held = gate.held_bytes().saturating_sub(usize::try_from(waiting).unwrap_or(usize::MAX));
+        let mut pressure = Pressure::default();
+        if gate.is_over() && (waiting == 0 || held > gate.low_bytes()) {
+            pressure.over = true;
+            (pressure.paused_for, pressure.headroom_half_used) = patience();
         }
         pressure
     })

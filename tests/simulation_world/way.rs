@@ -118,11 +118,7 @@ impl World {
                             (account, verdict)
                         })
                         .collect();
-                    let audience = Audience {
-                        verdicts,
-                        outcomes: vec![Bytes::from_static(b"[]")],
-                        ..Audience::default()
-                    };
+                    let audience = Audience { verdicts, ..Audience::default() };
                     event.audience().set(audience).expect("asked once");
                 }
                 self.each_reactor(mask, |inbox| inbox.push_back(Delivery::Event(Arc::clone(&event))));

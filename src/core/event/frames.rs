@@ -3,11 +3,13 @@
 //! Nearly everyone gets one of four *usual* frames: the stream's normal name (some channels have two), and the
 //! outcome that matches nothing. They are rendered whole, once, and read without a lock. What differs, a tag
 //! in another spelling or filters that matched, keeps only a head and a tail of its own and shares the body
-//! of a usual frame. Of those, so many are kept and further ones rendered each time: 5,000 spellings of
-//! one tag must not turn one message into 5,000.
+//! of a usual frame, and what filters found with all other frames of the account. Of those, so many are kept and
+//! further ones rendered each time: 5,000 spellings of one tag must not turn one message into 5,000.
 //!
-//! All that is kept is charged to the content that it was rendered from.
+//! All that is kept is charged to the content that it was rendered from. While the budget has no room for a frame
+//! ([`Charge::try_add`](crate::core::gate::Charge::try_add)) it is rendered for one write and not kept.
 
+use std::borrow::Cow;
 use std::mem::size_of;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -20,6 +22,9 @@ use crate::limits::FRAME_VARIANTS_MAX;
 
 /// What `Bytes` allocates when it is first shared, and the allocator's rounding.
 const SHARED_OVERHEAD_BYTES: usize = 64;
+
+/// Room for so many variants is made with the first one.
+const VARIANTS_FIRST: usize = 4;
 
 #[derive(Default)]
 pub(super) struct Frames {
@@ -53,7 +58,7 @@ impl Frames {
         if matches!(outcome, 0 | UNCHANGED)
             && let Some(place) = self.usual_place(event.channel(), transport, stream)
         {
-            let whole = place.get_or_init(|| render_usual(event, transport, stream, outcome));
+            let whole = usual(place, event, transport, stream, outcome);
             if whole.outcome == outcome {
                 return Frame { head: whole.bytes.clone(), ..Frame::default() };
             }
@@ -68,21 +73,32 @@ impl Frames {
             Transport::WebSocket => Some((stream.kind, stream.spelling.clone())),
             Transport::SseChunked | Transport::SsePlain => None,
         };
+        let (lead, filtered) = render::filtered(event, transport, outcome);
         let key = Key { transport, name, outcome };
         // A push is the last thing done under the lock, so a poisoned list is a whole list.
         let mut variants = self.variants.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = variants.iter().find(|variant| variant.key == key) {
-            return Frame { head: found.head.clone(), body, tail: found.tail.clone() };
+            return Frame { head: found.head.clone(), body, lead, filtered, tail: found.tail.clone() };
         }
-        let (head, tail) = render::head_and_tail(event, transport, stream, outcome, body.len());
+        let apart = body.len() + lead.len() + filtered.len();
+        let (head, tail) = render::head_and_tail(event, transport, stream, outcome, apart);
         if variants.len() < FRAME_VARIANTS_MAX {
-            let capacity_before = variants.capacity();
+            let grown = if variants.len() < variants.capacity() {
+                0
+            } else {
+                variants.capacity().max(VARIANTS_FIRST) * size_of::<Variant>()
+            };
             let spelling_len = stream.spelling.as_ref().map_or(0, |spelling| spelling.len());
-            variants.push(Variant { key, head: head.clone(), tail: tail.clone() });
-            let grown = (variants.capacity() - capacity_before) * size_of::<Variant>();
-            event.content.charge.add(head.len() + tail.len() + spelling_len + grown + SHARED_OVERHEAD_BYTES);
+            let bytes = head.len() + tail.len() + spelling_len + grown + SHARED_OVERHEAD_BYTES;
+            if event.content.charge.try_add(bytes) {
+                if grown > 0 {
+                    let more = variants.capacity().max(VARIANTS_FIRST);
+                    variants.reserve_exact(more);
+                }
+                variants.push(Variant { key, head: head.clone(), tail: tail.clone() });
+            }
         }
-        Frame { head, body, tail }
+        Frame { head, body, lead, filtered, tail }
     }
 
     /// The payload as that transport carries it: part of a usual frame, which is rendered if there is none.
@@ -97,7 +113,7 @@ impl Frames {
         }
         let outcome = if event.is_extensible() { 0 } else { UNCHANGED };
         let stream = usual_stream(event.channel());
-        place.get_or_init(|| render_usual(event, transport, &stream, outcome)).body()
+        usual(place, event, transport, &stream, outcome).body()
     }
 
     /// The place of this stream's frame, if its name is spelled the normal way.
@@ -123,10 +139,33 @@ impl Frames {
     }
 }
 
-fn render_usual(event: &Event, transport: Transport, stream: &Stream, outcome: u16) -> Whole {
-    let whole = render::whole(event, transport, stream, outcome);
-    event.content.charge.add(whole.bytes.len() + SHARED_OVERHEAD_BYTES);
-    whole
+/// The usual frame of that place. Room for it is reserved before it is rendered, so that threads that need it at once
+/// render it once and count it once.
+fn usual<'a>(
+    place: &'a OnceLock<Whole>,
+    event: &Event,
+    transport: Transport,
+    stream: &Stream,
+    outcome: u16,
+) -> Cow<'a, Whole> {
+    if let Some(whole) = place.get() {
+        return Cow::Borrowed(whole);
+    }
+    let charge = &event.content.charge;
+    let reserved = render::whole_len_max(event, transport, stream) + SHARED_OVERHEAD_BYTES;
+    if !charge.try_add(reserved) {
+        return Cow::Owned(render::whole(event, transport, stream, outcome));
+    }
+    let mut unused = reserved;
+    let whole = place.get_or_init(|| {
+        let whole = render::whole(event, transport, stream, outcome);
+        let used = whole.bytes.len() + SHARED_OVERHEAD_BYTES;
+        debug_assert!(used <= reserved, "{used} of {reserved} bytes");
+        unused = reserved.saturating_sub(used);
+        whole
+    });
+    charge.give_back(unused);
+    Cow::Borrowed(whole)
 }
 
 /// The names under which a channel's messages are usually delivered.

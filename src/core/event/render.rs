@@ -2,8 +2,8 @@
 //!
 //! A frame is head, body and tail. The *body* is the payload as the transport carries it and the same for all
 //! who get the event on that transport; the *head* holds the transport's own framing and, on a WebSocket,
-//! the stream's name; the *tail* closes what was opened, and where custom filters were applied it begins with
-//! the payload's last member, `filtered`.
+//! the stream's name; the *tail* closes what was opened. Where custom filters were applied, the payload's last member,
+//! `filtered`, stands between body and tail: what they found is shared and not rendered here.
 //!
 //! | payload | WebSocket | Server-Sent Events |
 //! |---|---|---|
@@ -17,14 +17,14 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 
-use super::{Event, Transport};
+use super::{Event, Transport, UNCHANGED};
 use crate::core::json::{self, Kind};
-use crate::core::stream::Stream;
+use crate::core::stream::{Param, Stream};
 use crate::proto::sse::{self, ChunkHead};
 use crate::proto::ws;
 
 /// A frame in one piece, and where its body stands.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Whole {
     pub(super) bytes: Bytes,
     pub(super) outcome: u16,
@@ -41,7 +41,7 @@ impl Whole {
 
 /// Renders a frame in one piece.
 pub(super) fn whole(event: &Event, transport: Transport, stream: &Stream, outcome: u16) -> Whole {
-    let mut out = Vec::with_capacity(size_hint(event, transport));
+    let mut out = Vec::with_capacity(whole_len_max(event, transport, stream));
     out.resize(HEADER_BYTES_MAX, 0);
     write_head(event, transport, stream, &mut out);
     let body_start = out.len();
@@ -54,19 +54,19 @@ pub(super) fn whole(event: &Event, transport: Transport, stream: &Stream, outcom
     Whole { bytes, outcome, body_start: body_start - unused, body_len }
 }
 
-/// Renders what stands before and after a shared body of `body_len` bytes, in one allocation.
+/// Renders what stands before and after `apart` bytes that are shared, in one allocation.
 pub(super) fn head_and_tail(
     event: &Event,
     transport: Transport,
     stream: &Stream,
     outcome: u16,
-    body_len: usize,
+    apart: usize,
 ) -> (Bytes, Bytes) {
     let mut out = vec![0; HEADER_BYTES_MAX];
     write_head(event, transport, stream, &mut out);
     let head_end = out.len();
     write_tail(event, transport, outcome, &mut out);
-    let unused = write_framing(transport, body_len, &mut out);
+    let unused = write_framing(transport, apart, &mut out);
     let bytes = Bytes::from(out.into_boxed_slice());
     (bytes.slice(unused..head_end), bytes.slice(head_end..))
 }
@@ -129,22 +129,32 @@ fn write_body(event: &Event, transport: Transport, out: &mut Vec<u8>) {
     }
 }
 
+/// The payload's last member where filters found something, as that transport carries it: its name, and its value.
+pub(super) fn filtered(event: &Event, transport: Transport, outcome: u16) -> (&'static [u8], Bytes) {
+    let is_ws = transport == Transport::WebSocket;
+    match event.outcome(outcome).filter(|_| event.is_extensible()) {
+        Some(found) if is_ws => (filtered_lead(event, is_ws), found.escaped()),
+        Some(found) => (filtered_lead(event, is_ws), found.json().clone()),
+        None => (b"", Bytes::new()),
+    }
+}
+
+fn filtered_lead(event: &Event, is_ws: bool) -> &'static [u8] {
+    match (is_ws, is_empty_object(event.payload())) {
+        (true, false) => b",\\\"filtered\\\":",
+        (true, true) => b"\\\"filtered\\\":",
+        (false, false) => b",\"filtered\":",
+        (false, true) => b"\"filtered\":",
+    }
+}
+
 fn write_tail(event: &Event, transport: Transport, outcome: u16, out: &mut Vec<u8>) {
     let is_ws = transport == Transport::WebSocket;
     let payload = event.payload();
     if event.is_extensible() {
-        if let Some(filtered) = event.outcome_json(outcome) {
-            let mut member = Vec::with_capacity(filtered.len() + 16);
-            if !is_empty_object(payload) {
-                member.push(b',');
-            }
-            member.extend_from_slice(b"\"filtered\":");
-            member.extend_from_slice(filtered);
-            if is_ws {
-                json::write_compact_escaped(&member, out);
-            } else {
-                json::write_compact(&member, out);
-            }
+        if outcome != UNCHANGED && event.outcome(outcome).is_none() {
+            out.extend_from_slice(filtered_lead(event, is_ws));
+            out.extend_from_slice(b"[]");
         }
         out.push(b'}');
     }
@@ -180,12 +190,21 @@ fn as_str(token: &[u8]) -> &str {
     std::str::from_utf8(token).unwrap_or("null")
 }
 
-/// The length of the usual frame, or a little more.
-fn size_hint(event: &Event, transport: Transport) -> usize {
+/// The length of a frame in one piece, or somewhat more.
+pub(super) fn whole_len_max(event: &Event, transport: Transport, stream: &Stream) -> usize {
     let payload = event.payload();
     let escapes = match transport {
         Transport::WebSocket => payload.iter().filter(|byte| matches!(byte, b'"' | b'\\')).count(),
-        Transport::SseChunked | Transport::SsePlain => 0,
+        // Each line of a text is a line of its own.
+        Transport::SseChunked | Transport::SsePlain => match json::kind(payload) {
+            Kind::Text => payload.iter().filter(|byte| **byte == b'\\').count() * sse::DATA_BYTES,
+            _ => 0,
+        },
     };
-    HEADER_BYTES_MAX + 96 + event.name().len() + payload.len() + escapes
+    let name = match (&stream.spelling, &stream.param) {
+        (Some(spelling), _) => spelling.len(),
+        (None, Param::Tag(tag)) => tag.as_str().len() * 6,
+        (None, Param::List(_) | Param::None) => 0,
+    };
+    HEADER_BYTES_MAX + 160 + name + event.name().len() * 2 + payload.len() + escapes
 }

@@ -1,6 +1,7 @@
 //! Bytes for each kind of payload, and properties that read frames back with other parsers.
 
 mod audience;
+mod bound;
 mod sharing;
 
 use super::*;
@@ -18,6 +19,12 @@ const TRANSPORTS: [Transport; 3] = [Transport::WebSocket, Transport::SseChunked,
 
 fn gate() -> Arc<Gate> {
     Gate::new(1 << 20, 1 << 19, || {})
+}
+
+/// Outcomes with that JSON, under a budget that has room for them.
+fn outcomes(json: &[&str]) -> Vec<Arc<Outcome>> {
+    let budget = OutcomeBudget::new(&Gate::new(1 << 24, 1 << 23, || {}));
+    json.iter().map(|json| budget.outcome(json.as_bytes()).unwrap()).collect()
 }
 
 fn parse(channel: Channel, message: &str) -> Parsed {
@@ -45,7 +52,7 @@ fn hashtag(tag: &str, spelling: Option<&str>) -> Stream {
 }
 
 fn bytes(frame: &Frame) -> Vec<u8> {
-    [&frame.head[..], &frame.body[..], &frame.tail[..]].concat()
+    frame.parts().concat()
 }
 
 /// A WebSocket frame's text, by another implementation.

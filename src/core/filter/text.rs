@@ -69,6 +69,12 @@ impl SearchText {
         SearchText { original: original.into(), folded, offsets, runs, shift }
     }
 
+    /// What this holds in memory, in bytes.
+    pub fn held_bytes(&self) -> usize {
+        let offsets = self.offsets.as_ref().map_or(0, |offsets| size_of_val(&**offsets));
+        size_of::<SearchText>() + self.original.len() + self.folded.len() + offsets + size_of_val(&*self.runs)
+    }
+
     /// The text as it was.
     pub fn original(&self) -> &str {
         &self.original

@@ -210,7 +210,7 @@ impl<S: Socket> Relay<S> {
         let left = frame.len() - skip;
         let extra = client.extra();
         let mut rest = Vec::with_capacity(3);
-        for mut part in [frame.head, frame.body, frame.tail] {
+        for mut part in frame.into_parts() {
             let skipped = skip.min(part.len());
             skip -= skipped;
             part.advance(skipped);

@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 use super::{Relay, Socket, TURN_BYTES_MAX, TURN_PIECES_MAX, millis};
 use crate::core::client::{Client, Flags, Phase};
 use crate::core::counters::{CloseReason, add, sub, transport_index};
-use crate::core::event::{Event, Frame, Verdict};
+use crate::core::event::{Event, FRAME_PARTS, Frame, Verdict};
 use crate::core::log::{Entry, Log, Place, QueueIndex};
 use crate::core::table::SubIndex;
 
@@ -143,9 +143,9 @@ impl<S: Socket> Relay<S> {
             if matches!(pieces.first(), Some(Piece::Message { .. })) { client.offset as usize } else { 0 };
         let mut offered = 0;
         for piece in pieces.iter() {
-            let parts: [&[u8]; 3] = match piece {
-                Piece::Out(bytes) => [bytes, &[], &[]],
-                Piece::Message { frame, .. } => [&frame.head, &frame.body, &frame.tail],
+            let parts: [&[u8]; FRAME_PARTS] = match piece {
+                Piece::Out(bytes) => [bytes, &[], &[], &[], &[]],
+                Piece::Message { frame, .. } => frame.parts(),
             };
             for part in parts {
                 let skipped = skip.min(part.len());

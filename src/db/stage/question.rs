@@ -1,13 +1,12 @@
 //! A question about one status, its answer, and what follows from it for each viewer.
 
+use std::mem::size_of;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use super::viewers::{Snapshot, Viewer};
-use crate::core::event::{Asked, Audience, Event, StatusFields, Verdict, Withheld};
-use crate::core::filter::{FilterCache, Filters, SearchText, TooMuchWork};
+use crate::core::event::{Asked, Audience, Event, Outcome, OutcomeBudget, StatusFields, Verdict, Withheld};
+use crate::core::filter::{FilterCache, Filters, SearchText, TooMuchWork, WorkBudget};
 use crate::core::stream::{Channel, Id};
 use crate::db::feeds::FeedAccess;
 
@@ -19,19 +18,25 @@ pub(super) struct Question {
     pub(super) key: u64,
     /// Whom it is about.
     pub(super) covered: Arc<Snapshot>,
-    /// Who waits for the answer: channels, and the numbers of entries in their queues.
+    /// What waits for the answer: channels, and the numbers of entries in their queues.
     pub(super) entries: Vec<(Channel, u64)>,
     pub(super) state: State,
+    /// When the status came.
+    pub(super) since: Duration,
+    /// When its statement was first sent.
+    pub(super) first_asked_at: Option<Duration>,
     /// When its statement was last sent.
     pub(super) asked_at: Duration,
     /// Not to be sent again before this.
     pub(super) not_before: Duration,
+    /// Not to be sent before this batch of newcomers has been read, so that their settings are not asked for twice.
+    pub(super) after_batch: u64,
     /// Failures that were about this question and not about PostgreSQL's absence.
     pub(super) failures: u32,
     /// What it covers has changed since: later copies of the status ask anew.
     pub(super) outdated: bool,
     /// The filters of those covered who have any, as they were when the statement was sent; sorted.
-    pub(super) filters: Vec<(Id, Arc<Filters>)>,
+    filters: Vec<Matcher>,
 }
 
 #[derive(Debug)]
@@ -41,13 +46,38 @@ pub(super) enum State {
     Answered(Answer),
 }
 
-/// What PostgreSQL said, and the status's text for the filters.
+/// What PostgreSQL said.
 #[derive(Debug)]
 pub(super) struct Answer {
     /// Sorted by account.
-    pub(super) hidden: Vec<(Id, Withheld)>,
-    /// None where the payload brings its own `filtered`; an error where it has no text to search.
-    pub(super) text: Option<Result<SearchText, ()>>,
+    hidden: Vec<(Id, Withheld)>,
+    text: Text,
+}
+
+/// The status's text for the filters, made when it is first needed.
+#[derive(Debug)]
+enum Text {
+    NotRead,
+    /// The payload brings its own `filtered`.
+    NotNeeded,
+    Read(Box<SearchText>),
+    Malformed(&'static str),
+}
+
+/// An account's filters, and what they find in the status: asked once, whatever channels it goes to.
+#[derive(Debug)]
+struct Matcher {
+    id: Id,
+    filters: Arc<Filters>,
+    found: Found,
+}
+
+#[derive(Clone, Debug)]
+enum Found {
+    NotAsked,
+    Nothing,
+    Outcome(Arc<Outcome>),
+    Withheld(Withheld),
 }
 
 /// Filters to be loaded with a question: whose, and which changes they must not be older than.
@@ -57,16 +87,38 @@ pub(super) struct Load {
     pub(super) generation: u32,
 }
 
+/// What filters are applied with.
+#[derive(Debug)]
+pub(super) struct Bench {
+    pub(super) work: WorkBudget,
+    pub(super) outcomes: Arc<OutcomeBudget>,
+    /// Milliseconds since 1970.
+    pub(super) unix_ms: i64,
+    /// Accounts whose filters cost more than they may, since somebody looked.
+    pub(super) too_expensive: Vec<Id>,
+    rendered: Vec<u8>,
+}
+
+impl Bench {
+    pub(super) fn new(outcomes: Arc<OutcomeBudget>) -> Bench {
+        let (too_expensive, rendered) = (Vec::new(), Vec::new());
+        Bench { work: WorkBudget::default(), outcomes, unix_ms: 0, too_expensive, rendered }
+    }
+}
+
 impl Question {
-    pub(super) fn new(event: Arc<Event>, key: u64, covered: Arc<Snapshot>) -> Question {
+    pub(super) fn new(event: Arc<Event>, key: u64, covered: Arc<Snapshot>, since: Duration) -> Question {
         Question {
             event,
             key,
             covered,
             entries: Vec::new(),
             state: State::Unsent,
+            since,
+            first_asked_at: None,
             asked_at: Duration::ZERO,
             not_before: Duration::ZERO,
+            after_batch: 0,
             failures: 0,
             outdated: false,
             filters: Vec::new(),
@@ -89,40 +141,71 @@ impl Question {
         for viewer in &self.covered.viewers {
             match viewer.slot.filters(turn) {
                 Some(filters) if filters.is_empty() => {}
-                Some(filters) => self.filters.push((viewer.id, filters)),
+                Some(filters) => {
+                    self.filters.push(Matcher { id: viewer.id, filters, found: Found::NotAsked })
+                }
                 None => loads.push(Load { viewer: Arc::clone(viewer), generation: viewer.slot.generation() }),
             }
         }
         loads
     }
 
-    /// Adds filters that were loaded with the question.
-    pub(super) fn add_filters(&mut self, loaded: Vec<(Id, Arc<Filters>)>) {
+    /// Takes PostgreSQL's answer, and the filters that were loaded with the question.
+    pub(super) fn answered(&mut self, hidden: Vec<(Id, Withheld)>, loaded: Vec<(Id, Arc<Filters>)>) {
         if !loaded.is_empty() {
+            let loaded =
+                loaded.into_iter().map(|(id, filters)| Matcher { id, filters, found: Found::NotAsked });
             self.filters.extend(loaded);
-            self.filters.sort_unstable_by_key(|entry| entry.0);
+            self.filters.sort_unstable_by_key(|matcher| matcher.id);
         }
+        let brings_filtered = self.fields().is_none_or(|fields| fields.has_filtered);
+        let text = if brings_filtered { Text::NotNeeded } else { Text::NotRead };
+        self.state = State::Answered(Answer { hidden, text });
     }
 
-    /// Who of `asked` gets the status on `channel`, at `unix_ms` milliseconds since 1970.
+    /// What this takes in memory besides the event, in bytes.
+    pub(super) fn held_bytes(&self) -> usize {
+        let answer = match &self.state {
+            State::Answered(answer) => {
+                let text = if let Text::Read(text) = &answer.text { text.held_bytes() } else { 0 };
+                answer.hidden.capacity() * size_of::<(Id, Withheld)>() + text
+            }
+            State::Unsent | State::InFlight => 0,
+        };
+        size_of::<Question>() + self.filters.capacity() * size_of::<Matcher>() + answer
+    }
+
+    /// Who of `asked` gets the status on `channel`; what is wrong with it, if nobody does.
+    ///
+    /// # Errors
+    /// The status is not what Rails sends.
     pub(super) fn audience(
-        &self,
-        answer: &Answer,
+        &mut self,
         channel: &Channel,
         asked: &Asked,
         feeds: FeedAccess,
-        unix_ms: i64,
-    ) -> Audience {
-        let (Some(fields), Some(Ok(_)) | None) = (self.fields(), &answer.text) else {
-            return Audience { nobody: Some(Withheld::Malformed), ..Audience::default() };
+        bench: &mut Bench,
+    ) -> Result<Audience, &'static str> {
+        let Some(Ok(fields)) = self.event.status() else { return Err("it is no status") };
+        let State::Answered(answer) = &mut self.state else { return Err("nobody was asked about it") };
+        if matches!(answer.text, Text::NotRead) {
+            answer.text = match SearchText::of_status(self.event.payload()) {
+                Ok(text) => Text::Read(Box::new(text)),
+                Err(wrong) => Text::Malformed(wrong),
+            };
+        }
+        let text = match &answer.text {
+            Text::Malformed(wrong) => return Err(wrong),
+            Text::Read(text) => Some(&**text),
+            Text::NotRead | Text::NotNeeded => None,
         };
-        let text = answer.text.as_ref().and_then(|text| text.as_ref().ok());
         let closed = feeds.is_closed(channel, fields.local);
         let mut covered = Cursor(&self.covered.viewers, |viewer| viewer.id);
         let mut hidden = Cursor(&answer.hidden, |entry| entry.0);
-        let mut filters = Cursor(&self.filters, |entry| entry.0);
-        let (mut verdicts, mut outcomes) = (Vec::new(), Vec::new());
-        let mut rendered = Vec::new();
+        let mut verdicts = Vec::new();
+        // Places in `filters` of those who pass everything else.
+        let mut candidates = Vec::new();
+        let mut next_matcher = 0;
         for &id in asked.iter() {
             // Only with settings that are known and only about those who were asked about.
             let settings = covered.at(id).map(|viewer| viewer.settings());
@@ -135,22 +218,62 @@ impl Question {
                 verdicts.push((id, Verdict::Withheld(reason)));
                 continue;
             }
-            let (Some(text), Some((_, filters))) = (text, filters.at(id)) else { continue };
-            rendered.clear();
-            match filters.apply(text, unix_ms, &mut rendered) {
-                Ok(false) => {}
-                Ok(true) => {
-                    if outcomes.is_empty() {
-                        outcomes.push(Bytes::from_static(b"[]"));
-                    }
-                    verdicts.push((id, verdict_of(outcomes.len())));
-                    outcomes.push(Bytes::copy_from_slice(&rendered));
-                }
-                // What its owner may want hidden is not shown, and nobody else waits for it.
-                Err(TooMuchWork) => verdicts.push((id, Verdict::Withheld(Withheld::AudienceOverflow))),
+            while self.filters.get(next_matcher).is_some_and(|matcher| matcher.id < id) {
+                next_matcher += 1;
+            }
+            if text.is_some() && self.filters.get(next_matcher).is_some_and(|matcher| matcher.id == id) {
+                candidates.push(next_matcher);
             }
         }
-        Audience { asked: Arc::clone(asked), verdicts, outcomes, ..Audience::default() }
+        let mut audience = Audience { asked: Arc::clone(asked), ..Audience::default() };
+        if let Some(text) = text.filter(|_| !candidates.is_empty()) {
+            apply(&mut self.filters, &candidates, text, bench);
+            for place in candidates {
+                let Some(matcher) = self.filters.get(place) else { continue };
+                let verdict = match &matcher.found {
+                    Found::Nothing => continue,
+                    Found::NotAsked => Verdict::Withheld(Withheld::NotAsked),
+                    Found::Withheld(reason) => Verdict::Withheld(*reason),
+                    Found::Outcome(outcome) => {
+                        audience.outcomes.push(Arc::clone(outcome));
+                        verdict_of(audience.outcomes.len())
+                    }
+                };
+                verdicts.push((matcher.id, verdict));
+            }
+            verdicts.sort_unstable_by_key(|entry| entry.0);
+        }
+        audience.verdicts = verdicts;
+        Ok(audience)
+    }
+}
+
+/// Asks these filters, those first that are expected to cost least.
+fn apply(filters: &mut [Matcher], candidates: &[usize], text: &SearchText, bench: &mut Bench) {
+    let free = WorkBudget::free(filters.len());
+    let mut order: Vec<(u32, usize)> = candidates
+        .iter()
+        .filter_map(|place| Some((*place, filters.get(*place)?)))
+        .filter(|(_, matcher)| matches!(matcher.found, Found::NotAsked))
+        .map(|(place, matcher)| (matcher.filters.expected_work(), place))
+        .collect();
+    order.sort_unstable();
+    for (_, place) in order {
+        let Some(matcher) = filters.get_mut(place) else { continue };
+        bench.rendered.clear();
+        let found = bench.work.apply(&matcher.filters, text, bench.unix_ms, free, &mut bench.rendered);
+        matcher.found = match found {
+            Ok(false) => Found::Nothing,
+            Ok(true) => match bench.outcomes.outcome(&bench.rendered) {
+                Some(outcome) => Found::Outcome(outcome),
+                None => Found::Withheld(Withheld::FilterResults),
+            },
+            // What its owner may want hidden is not shown, and nobody else waits for it.
+            Err(TooMuchWork) => {
+                bench.too_expensive.push(matcher.id);
+                Found::Withheld(Withheld::FilterWork)
+            }
+        };
     }
 }
 
@@ -158,7 +281,7 @@ fn verdict_of(outcome: usize) -> Verdict {
     match u16::try_from(outcome) {
         // The last number means something else to an event.
         Ok(outcome) if outcome < u16::MAX => Verdict::Deliver(outcome),
-        _ => Verdict::Withheld(Withheld::AudienceOverflow),
+        _ => Verdict::Withheld(Withheld::FilterResults),
     }
 }
 

@@ -23,6 +23,10 @@ pub struct StageStats {
     pub timed_out: AtomicU64,
     /// Statuses withheld since they are not what Rails sends.
     pub malformed: AtomicU64,
+    /// What custom filters cost, in bytes searched.
+    pub filter_work_bytes: AtomicU64,
+    /// What the results of custom filters take, in bytes.
+    pub filter_result_bytes: AtomicU64,
     /// Accounts with a place in the filter cache.
     pub filter_accounts: AtomicU64,
     /// What the filter cache holds, in bytes.

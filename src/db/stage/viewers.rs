@@ -46,10 +46,11 @@ impl Viewer {
     pub(super) fn needs_settings(&self, now: Duration, age_max: Duration) -> bool {
         let settings = self.settings.load();
         let Some(known) = settings.as_ref() else { return true };
-        let age = now.saturating_sub(known.1);
-        // Exact to a millisecond, in which nobody changes settings and comes back. It wraps: then they are read once more.
+        // Exact to a millisecond, in which nobody changes settings and comes back; both counted in whole ones, so that
+        // what was read after the join is never older. It wraps: then they are read once more.
         let here_ms = millis(now).wrapping_sub(self.joined_ms.load(Ordering::Relaxed));
-        age > age_max || age > Duration::from_millis(u64::from(here_ms))
+        let age_ms = millis(now).wrapping_sub(millis(known.1));
+        now.saturating_sub(known.1) > age_max || age_ms > here_ms
     }
 
     /// What PostgreSQL was asked for at `read_at`. Answers may overtake each other: the one asked for last counts.
@@ -137,7 +138,13 @@ const UNIONS_MAX: usize = 4;
 
 impl Viewers {
     /// One more connection of that account watches that channel.
-    pub(super) fn join(&mut self, channel: Channel, account: Id, now: Duration, cache: &mut FilterCache) {
+    pub(super) fn join(
+        &mut self,
+        channel: Channel,
+        account: Id,
+        now: Duration,
+        cache: &mut FilterCache,
+    ) -> Arc<Viewer> {
         let hasher = &self.hasher;
         let entry = self.accounts.entry(
             hasher.hash_one(account),
@@ -162,6 +169,7 @@ impl Viewers {
             outdate(&mut watched.snapshot, &mut self.unions);
         }
         watched.viewers.insert(there.start, Arc::clone(viewer));
+        Arc::clone(viewer)
     }
 
     /// One fewer. Who watches nothing any more is forgotten with their filters, since nobody would tell us

@@ -89,7 +89,7 @@ fn verdicts_join_audience_and_stream() {
     let before = plain.held_bytes();
     let verdicts =
         vec![(1, Verdict::Deliver(0)), (2, Verdict::Withheld(Withheld::Language)), (3, Verdict::Deliver(1))];
-    let outcomes = vec![Bytes::from_static(b"[]"), Bytes::from_static(b"[{\"x\":1}]")];
+    let outcomes = outcomes(&[r#"[{"x":1}]"#]);
     assert!(plain.set_audience(Audience { verdicts, outcomes, ..Audience::default() }));
     assert!(plain.held_bytes() >= before + 3 * 16);
     assert!(!plain.set_audience(Audience::default()));
@@ -119,7 +119,7 @@ fn verdicts_join_audience_and_stream() {
 #[test]
 fn outcomes_are_the_last_member() {
     let event = event(PUBLIC, r#"{"event":"update","payload":{"a": "\"" }}"#);
-    let outcomes = vec![Bytes::from_static(b"[]"), Bytes::from_static(br#"[{"k":["\"x\\"]}]"#)];
+    let outcomes = outcomes(&[r#"[{"k":["\"x\\"]}]"#]);
     event.set_audience(Audience { outcomes, ..Audience::default() });
     let public = stream(StreamKind::Public);
     let payload = |outcome| {
