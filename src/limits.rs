@@ -219,7 +219,7 @@ pub struct Limits {
     pub redis_away_close: Duration,
     /// `DRAIN_SECONDS`, 10 s: how long the closes of a shutdown are spread.
     pub drain: Duration,
-    /// `AUDIENCE_TIMEOUT`, 10 s: how long a status waits for its audience.
+    /// `AUDIENCE_TIMEOUT`, 10 s: how long PostgreSQL may give no answer about who may see a status before it is withheld.
     pub audience_timeout: Duration,
     /// `FILTER_CACHE_BYTES`, 32 MiB: compiled custom filters of all accounts together.
     pub filter_cache_bytes: usize,

@@ -176,7 +176,7 @@ variables! {
         GAP_CLOSE_SPREAD = "10", "Seconds over which clients are closed after messages may have been missed.";
         REDIS_AWAY_CLOSE = "30", "Seconds after which clients are closed when Redis stays away.";
         DRAIN_SECONDS = "10", "Seconds over which clients are closed at shutdown.";
-        AUDIENCE_TIMEOUT = "10", "Seconds that a public status waits for PostgreSQL to say who must not see it.";
+        AUDIENCE_TIMEOUT = "10", "Seconds without an answer from PostgreSQL on who must not see a public status, after which nobody gets it.";
         FILTER_CACHE_BYTES = "32MiB", "Memory for the compiled custom filters of all accounts.";
     }
     Keepalive {

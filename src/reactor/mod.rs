@@ -189,7 +189,7 @@ impl Running {
         self.relay.tick(now);
         self.relay.flush(&mut || self.links.clock.now());
         let pressure = (self.links.pressure)();
-        self.pressed = pressure.over;
+        self.pressed = pressure.over || pressure.by_audience;
         self.relay.relieve(pressure, now);
         self.relay.publish_gauges();
         self.send_effects(now);

@@ -250,7 +250,9 @@ impl<S> Router<S> {
         add(&self.stats.too_long, 1);
         match &mut self.stage {
             // Behind what was published before and still waits for its audience.
-            Some(stage) if channel.is_filtered() => stage.batch.push(StageItem::ChannelGap(channel.clone(), mask)),
+            Some(stage) if channel.is_filtered() => {
+                stage.batch.push(StageItem::ChannelGap(channel.clone(), mask))
+            }
             _ => self.deliver(mask, || Delivery::ChannelGap(channel.clone())),
         }
         if let Some(skipped) = self.too_long.allow() {

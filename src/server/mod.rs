@@ -285,7 +285,8 @@ async fn serve(mut config: Config, passed: Passed) -> Result<(), Failure> {
         reactor_threads.push(reactor.start(limits.clone(), links).map_err(|error| no_thread(&error))?);
     }
     tokio::spawn(memory::watch(Arc::clone(&door), Arc::clone(&gate), counters, limits.clone()));
-    tokio::spawn(pauses::watch(ingest.stats(), Arc::clone(&gate), limits.clone(), clock));
+    let stage_stats = audience.as_ref().map(|audience| Arc::clone(&audience.stats));
+    tokio::spawn(pauses::watch(ingest.stats(), stage_stats, Arc::clone(&gate), limits.clone(), clock));
     let presence = tokio::spawn(presence.run(ingest.commands()));
     if let Some(sentinels) = redis.sentinels() {
         sentinel::watch(sentinels, limits.redis_ping, ingest.waker());
@@ -559,8 +560,11 @@ fn pressure(
         let waiting = audience.as_ref().map_or(0, |stats| stats.waiting_bytes.load(Ordering::Relaxed));
         let held = gate.held_bytes().saturating_sub(usize::try_from(waiting).unwrap_or(usize::MAX));
         let mut pressure = Pressure::default();
-        if gate.is_over() && (waiting == 0 || held > gate.low_bytes()) {
-            pressure.over = true;
+        if gate.is_over() {
+            pressure.by_audience = waiting > 0 && held <= gate.low_bytes();
+            pressure.over = !pressure.by_audience;
+        }
+        if pressure.over {
             (pressure.paused_for, pressure.headroom_half_used) = patience();
         }
         pressure

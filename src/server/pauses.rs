@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::core::gate::Gate;
+use crate::db::StageStats;
 use crate::limits::Limits;
 use crate::redis::stats::IngestStats;
 
@@ -68,7 +69,13 @@ impl Overload {
 }
 
 /// Watches as long as the server runs.
-pub(super) async fn watch(stats: Arc<IngestStats>, gate: Arc<Gate>, limits: Limits, clock: Clock) {
+pub(super) async fn watch(
+    stats: Arc<IngestStats>,
+    audience: Option<Arc<StageStats>>,
+    gate: Arc<Gate>,
+    limits: Limits,
+    clock: Clock,
+) {
     use std::sync::atomic::Ordering::Relaxed;
     let mut ticks = tokio::time::interval(limits.every(LOOK));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -82,12 +89,27 @@ pub(super) async fn watch(stats: Arc<IngestStats>, gate: Arc<Gate>, limits: Limi
             is_paused: stats.pause(now).is_some(),
         };
         match overload.look(now, seen) {
-            Some(Change::Begins) => tracing::warn!(
-                held_bytes = gate.held_bytes(),
-                high_bytes = limits.backpressure_high_bytes,
-                "reading from Redis pauses: too much is undelivered (BACKPRESSURE_HIGH_BYTES); see \
-                 /status/backpressure for the slowest clients"
-            ),
+            Some(Change::Begins) => {
+                let waiting_bytes = audience.as_ref().map_or(0, |stats| stats.waiting_bytes.load(Relaxed));
+                let high_bytes = limits.backpressure_high_bytes;
+                let held_bytes = gate.held_bytes();
+                if waiting_bytes > held_bytes as u64 / 2 {
+                    tracing::warn!(
+                        held_bytes,
+                        waiting_bytes,
+                        high_bytes,
+                        "reading from Redis pauses: PostgreSQL says too slowly who may see public statuses, and \
+                         those that wait use up the budget (BACKPRESSURE_HIGH_BYTES)"
+                    );
+                } else {
+                    tracing::warn!(
+                        held_bytes,
+                        high_bytes,
+                        "reading from Redis pauses: too much is undelivered (BACKPRESSURE_HIGH_BYTES); see \
+                         /status/backpressure for the slowest clients"
+                    );
+                }
+            }
             Some(Change::Ends(pauses, paused)) => tracing::info!(
                 pauses,
                 paused_seconds = paused.as_secs_f64(),

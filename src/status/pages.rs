@@ -310,20 +310,23 @@ fn gate_text(out: &mut String, gate: &GateStats, headroom: Option<&HeadroomStats
 fn audience_text(out: &mut String, audience: &AudienceStats) {
     let _ = writeln!(
         out,
-        "Audience: {} messages wait ({} of {}); {} questions, {} failed, {} answers used twice",
+        "Audience: {} messages wait ({}); {} questions, {} failed, {} answers used twice, {} statuses withheld \
+         for want of an answer",
         audience.waiting_messages,
         bytes(audience.waiting_bytes),
-        bytes(audience.budget_bytes),
         audience.queries,
         audience.query_failures,
         audience.answers_reused,
+        audience.timed_out,
     );
     let _ = writeln!(
         out,
-        "  custom filters: {} accounts, {} of {}",
+        "  custom filters: {} accounts, {} of {}; {} searched, {} of results undelivered",
         audience.filter_accounts,
         bytes(audience.filter_bytes),
         bytes(audience.filter_budget_bytes),
+        bytes(audience.filter_work_bytes),
+        bytes(audience.filter_result_bytes),
     );
 }
 

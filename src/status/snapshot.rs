@@ -166,7 +166,7 @@ pub struct AudienceStats {
     pub waiting_messages: u64,
     /// Their bytes.
     pub waiting_bytes: u64,
-    /// The stage's share of the budget.
+    /// What is held back of them once PostgreSQL has been away for `AUDIENCE_TIMEOUT`.
     pub budget_bytes: u64,
     /// Questions asked of PostgreSQL.
     pub queries: u64,
@@ -174,6 +174,12 @@ pub struct AudienceStats {
     pub query_failures: u64,
     /// Answers taken from the second before.
     pub answers_reused: u64,
+    /// Statuses withheld since PostgreSQL did not answer within `AUDIENCE_TIMEOUT`.
+    pub timed_out: u64,
+    /// What custom filters cost, in bytes searched.
+    pub filter_work_bytes: u64,
+    /// What the results of custom filters take, in bytes.
+    pub filter_result_bytes: u64,
     /// Accounts with compiled custom filters.
     pub filter_accounts: u64,
     /// Their bytes.

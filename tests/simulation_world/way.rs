@@ -270,6 +270,7 @@ impl World {
             over: closed || self.gate.is_over(),
             paused_for,
             headroom_half_used: closed && self.random.once_in(30),
+            by_audience: false,
         };
         self.relays[reactor].relieve(pressure, now);
         self.relays[reactor].publish_gauges();

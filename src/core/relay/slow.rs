@@ -21,6 +21,9 @@ pub struct Pressure {
     pub paused_for: Duration,
     /// Redis holds half of what it is willing to hold for us.
     pub headroom_half_used: bool,
+    /// The budget is used up by what waits for PostgreSQL. No client is to blame for that; it has to be looked at
+    /// again, since nobody announces when that changes.
+    pub by_audience: bool,
 }
 
 impl<S: Socket> Relay<S> {
