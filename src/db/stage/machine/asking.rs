@@ -204,8 +204,11 @@ impl Machine {
             return None;
         }
         let mut newcomers = std::mem::take(&mut self.newcomers);
+        // Some have left again, and some of them come back, as other viewers.
+        newcomers
+            .retain(|viewer| self.viewers.get(viewer.id).is_some_and(|known| Arc::ptr_eq(known, viewer)));
         newcomers.sort_unstable_by_key(|viewer| viewer.id);
-        newcomers.dedup_by(|one, other| Arc::ptr_eq(one, other));
+        newcomers.dedup_by_key(|viewer| viewer.id);
         let turn = self.cache.next_turn();
         let loads = newcomers
             .iter()
