@@ -226,9 +226,14 @@ fn an_acl_that_takes_the_channels_away_is_a_gap_and_then_a_refusal() {
     // Redis cuts whoever is subscribed to what is not allowed any more.
     world.redis.command(&["ACL", "SETUSER", "streaming", "resetchannels"]);
     let viewer = scene.expect_gap(&world, "connection_lost");
-    wait_until("newcomers are refused", PATIENCE, || ask(&world, &viewer).status == 500);
     let refusals = || world.server.output().matches("Redis refuses timeline:").count();
+    wait_until("newcomers are refused, and the log says why", PATIENCE, || {
+        ask(&world, &viewer).status == 503 && refusals() > 0
+    });
     assert_eq!(refusals(), 1, "the log says which");
+    assert!(
+        world.server.get("/ready").text().contains("Redis refuses to let this server subscribe (NOPERM)")
+    );
     assert!(world.server.output().contains("NOPERM"), "the log says why");
     assert!(!world.server.output().contains("secret"));
     world.redis.command(&allow);
@@ -237,7 +242,9 @@ fn an_acl_that_takes_the_channels_away_is_a_gap_and_then_a_refusal() {
     // Once more is worth another line.
     let _stays = Scene::start(&world);
     world.redis.command(&["ACL", "SETUSER", "streaming", "resetchannels"]);
-    wait_until("newcomers are refused", PATIENCE, || ask(&world, &viewer).status == 500);
+    wait_until("newcomers are refused, and the log says why", PATIENCE, || {
+        ask(&world, &viewer).status == 503 && refusals() > 1
+    });
     assert_eq!(refusals(), 2);
 }
 

@@ -76,8 +76,9 @@ fn a_servers_life_in_json() {
     assert_eq!(with(&lines, "info", &["Streaming API now listening on", "127.0.0.1:"]), 1);
     assert_eq!(with(&lines, "info", &["Redis at", "is connected"]), 1);
     assert_eq!(with(&lines, "info", &["draining"]), 1);
-    // A life without trouble is these four lines.
-    assert_eq!(lines.len(), 4, "{lines:#?}");
+    assert_eq!(with(&lines, "info", &["no settings file"]), 1);
+    // A life without trouble is these five lines.
+    assert_eq!(lines.len(), 5, "{lines:#?}");
 }
 
 #[test]

@@ -103,6 +103,9 @@ pub enum HoldError {
     /// Redis refused the subscription (ACL).
     #[error("Redis refused the subscription")]
     Refused,
+    /// Redis refuses to set presence keys, without which Rails publishes nothing for the newcomer.
+    #[error("Redis refuses to set presence keys")]
+    PresenceRefused,
     /// A kill came for the token or the account.
     #[error("the token was revoked")]
     Killed,
@@ -144,6 +147,8 @@ pub enum Command<S> {
     /// The presence keys of these channels are set, as asked for in that epoch. Keys of an earlier one may
     /// be gone.
     PresenceSet(Vec<Channel>, u32),
+    /// Redis refuses to set presence keys, or does so no longer: whoever needs one is refused at once.
+    PresenceRefused(bool),
 }
 
 impl<S> std::fmt::Debug for Command<S> {
@@ -154,6 +159,7 @@ impl<S> std::fmt::Debug for Command<S> {
             Command::Cancel(ticket) => write!(f, "Cancel({ticket})"),
             Command::Release(channels) => write!(f, "Release({channels:?})"),
             Command::PresenceSet(channels, epoch) => write!(f, "PresenceSet({channels:?}, {epoch})"),
+            Command::PresenceRefused(refused) => write!(f, "PresenceRefused({refused})"),
         }
     }
 }

@@ -60,6 +60,8 @@ pub struct Subscriptions<R> {
     /// Channels whose presence key may be set though nobody holds them any more.
     stale: VecDeque<Channel>,
     stale_bytes: usize,
+    /// Redis refuses to set presence keys.
+    presence_refused: bool,
     resuming: usize,
     regained: bool,
     finished: Vec<(R, Result<(), HoldError>)>,
@@ -112,6 +114,7 @@ impl<R> Default for Subscriptions<R> {
             unset_clean_at: UNSET_CLEAN_MIN,
             stale: VecDeque::new(),
             stale_bytes: 0,
+            presence_refused: false,
             resuming: 0,
             regained: false,
             finished: Vec::new(),
@@ -135,6 +138,10 @@ impl<R> Subscriptions<R> {
     pub fn hold(&mut self, ticket: Ticket, channels: Held, reply: R) {
         if self.link == Link::Away {
             self.finished.push((reply, Err(HoldError::RedisAway)));
+            return;
+        }
+        if self.is_refused(&channels) {
+            self.finished.push((reply, Err(HoldError::PresenceRefused)));
             return;
         }
         self.cancel(ticket);
@@ -347,6 +354,26 @@ impl<R> Subscriptions<R> {
             state.flags = state.flags & !ASKED | PRESENT;
             self.settle(channel);
         }
+    }
+
+    /// Redis refuses to set presence keys, or does so no longer. Tickets that need one fail, those to come too.
+    pub fn refuse_presence(&mut self, refused: bool) {
+        self.presence_refused = refused;
+        let open = self.tickets.iter().filter(|(_, open)| open.reply.is_some());
+        let hit: Vec<Ticket> =
+            open.filter(|(_, open)| self.is_refused(&open.channels)).map(|(ticket, _)| *ticket).collect();
+        for ticket in hit {
+            self.fail(ticket, HoldError::PresenceRefused);
+        }
+    }
+
+    /// Whether a ticket for these channels would wait for keys that Redis refuses to set: its own, or those of
+    /// everything that is to be resumed first.
+    fn is_refused(&self, channels: &[Channel]) -> bool {
+        let is_set = |channel: &Channel| {
+            channel.is_system() || self.table.get(channel).is_some_and(|state| state.has(PRESENT))
+        };
+        self.presence_refused && (self.link != Link::Live || !channels.iter().all(is_set))
     }
 
     /// The connection was lost: every ticket fails, clients keep their references.
@@ -585,6 +612,11 @@ impl<R> Subscriptions<R> {
     /// Tickets that are open.
     pub fn open_tickets(&self) -> usize {
         self.tickets.len()
+    }
+
+    /// Whether something is known of that channel: somebody holds it, or a command for it is in flight.
+    pub fn knows(&self, channel: &Channel) -> bool {
+        self.table.get(channel).is_some()
     }
 
     /// Whether tickets can get ready now.

@@ -91,6 +91,21 @@ pub enum DbError {
     },
 }
 
+impl DbError {
+    /// For everybody to read, without addresses.
+    pub fn obstacle(&self) -> String {
+        match self {
+            DbError::Away { .. } => "PostgreSQL is away".to_owned(),
+            DbError::Tls { variable, .. } => {
+                format!("PostgreSQL gives no connection with TLS as {variable} asks for")
+            }
+            DbError::Refused { advice, .. } => format!("PostgreSQL refuses the connection: {advice}"),
+            DbError::Slow { .. } => "PostgreSQL does not answer in time".to_owned(),
+            DbError::Statement { cause } => format!("PostgreSQL refuses a statement: {cause}"),
+        }
+    }
+}
+
 /// How the pool is used at this moment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct PoolStats {
@@ -185,10 +200,13 @@ impl Pool {
     pub async fn query(&self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>, DbError> {
         let both = async {
             let result = self.query_once(sql, params).await;
-            // A connection that died while it was idle is found out by using it. The others may be as dead, but
-            // the pool notices that by itself now that the runtime has seen their sockets.
+            // A connection that died while it was idle is found out by using it; one that a router forgot gives no
+            // answer at all. The other idle ones may be as dead: the second attempt has a new one.
             match result {
-                Err(Failure::Dying(_)) => self.query_once(sql, params).await,
+                Err(Failure::Dying(_)) => {
+                    self.inner.pool.retain(|_, _| false);
+                    self.query_once(sql, params).await
+                }
                 result => result,
             }
         };
@@ -204,6 +222,7 @@ impl Pool {
             Err(Failure::Dying(error) | Failure::Final(error)) => error,
         };
         if let DbError::Statement { .. } = &error {
+            self.inner.ended.notify_one();
             if self.inner.refusals.allow().is_some() {
                 warn!("{error}");
             }
@@ -227,8 +246,8 @@ impl Pool {
         !self.inner.lost.load(Ordering::Relaxed)
     }
 
-    /// Resolves when it is worth asking whether PostgreSQL is still there: one of the connections has ended, or a
-    /// statement has found it away. For one waiter.
+    /// Resolves when it is worth asking whether PostgreSQL still serves: one of the connections has ended, or a
+    /// statement has found it away or was refused. For one waiter.
     pub async fn in_doubt(&self) {
         self.inner.ended.notified().await;
     }
@@ -277,7 +296,7 @@ impl Pool {
             }
             Err(_) => {
                 tokio::spawn((inner.cancel)(client.cancel_token()));
-                Err(Failure::Final(inner.slow()))
+                Err(Failure::Dying(inner.slow()))
             }
         }
     }

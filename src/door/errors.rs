@@ -88,7 +88,8 @@ impl Refusal {
     pub(crate) const UNKNOWN_CHANNEL: Refusal = refusal(400, "Unknown channel requested", Reason::Request);
     pub(crate) const DATABASE_AWAY: Refusal =
         refusal(503, "The database is not available, try again later", Reason::Database);
-    pub(crate) const REDIS_REFUSED: Refusal = refusal(500, "An unexpected error occurred", Reason::Redis);
+    pub(crate) const REDIS_REFUSED: Refusal =
+        refusal(503, "Redis refuses what this stream needs, try again later", Reason::Redis);
     pub(crate) const REDIS_AWAY: Refusal =
         refusal(503, "The connection to Redis is lost, try again later", Reason::Redis);
     pub(crate) const TIMEOUT: Refusal =
@@ -179,7 +180,7 @@ impl From<HoldError> for Refusal {
     fn from(error: HoldError) -> Refusal {
         match error {
             HoldError::RedisAway => Refusal::REDIS_AWAY,
-            HoldError::Refused => Refusal::REDIS_REFUSED,
+            HoldError::Refused | HoldError::PresenceRefused => Refusal::REDIS_REFUSED,
             HoldError::Killed => Refusal::INVALID_TOKEN,
         }
     }

@@ -12,7 +12,7 @@ use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::TlsConnector;
 
-pub use crate::redis::greeting::{Greeting, Role, advice, tell};
+pub use crate::redis::greeting::{Greeting, Role, advice, refusal, tell};
 use crate::redis::sentinel::Sentinels;
 use crate::redis::socket::{AsyncSocket, BlockingSocket, TlsSocket};
 use crate::redis::{Address, Options};

@@ -108,7 +108,7 @@ impl Greeting {
         match frame {
             OwnedFrame::Integer(id) if command == "CLIENT ID" => self.client_id = u64::try_from(id).ok(),
             OwnedFrame::Array(parts) if command == "SENTINEL" => self.master = host_and_port(&parts),
-            OwnedFrame::Array(parts) if command == "ROLE" && !is_master(&parts) => {
+            OwnedFrame::Array(parts) if command == "ROLE" && is_replica(&parts) => {
                 return Err(ConnectError::NotMaster(options.address.clone()));
             }
             OwnedFrame::Error(text) => {
@@ -145,9 +145,14 @@ impl Greeting {
     }
 }
 
-/// Whether a ROLE's answer begins as a master's does.
-fn is_master(parts: &[OwnedFrame]) -> bool {
-    matches!(parts.first(), Some(OwnedFrame::BulkString(role)) if role == b"master")
+/// Whether a ROLE's answer begins as that of a server other than a master does. An answer that names no role says
+/// nothing.
+fn is_replica(parts: &[OwnedFrame]) -> bool {
+    let role = match parts.first() {
+        Some(OwnedFrame::BulkString(role) | OwnedFrame::SimpleString(role)) => role.as_slice(),
+        _ => return false,
+    };
+    [&b"slave"[..], b"replica", b"sentinel"].contains(&role)
 }
 
 /// Where that name and port are, as a sentinel writes them.
@@ -178,6 +183,12 @@ pub fn advice(text: &str) -> &'static str {
         _ if text.contains("max number of clients") => "raise maxclients in Redis",
         _ => "see Redis's own log",
     }
+}
+
+/// A refusal for everybody to read: its code and what to do, without names and addresses.
+pub fn refusal(what: &str, text: &str) -> String {
+    let code = text.split([' ', ':']).next().unwrap_or_default();
+    format!("Redis refuses {what} ({code}): {}", advice(text))
 }
 
 /// The first words of an error text, without any secret in them.

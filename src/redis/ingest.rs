@@ -11,6 +11,7 @@
 //! Tested against a real Redis in `tests/redis_ingest`.
 
 mod connecting;
+mod probing;
 
 use std::io;
 use std::sync::Arc;
@@ -185,6 +186,10 @@ struct Worker<S> {
     attempt: Attempt,
     backoff: Backoff,
     lost_at: Option<Instant>,
+    /// Since when everything is subscribed and all presence keys are set; that may have ended since.
+    live_at: Option<Instant>,
+    /// When to find out again whether channels can be subscribed to.
+    probe_at: Instant,
     /// Since when the gate is closed.
     paused: Option<Instant>,
     /// There is more to read, whether the poll says so or not.
@@ -222,6 +227,8 @@ impl<S: Send + 'static> Worker<S> {
             attempt: Attempt::At(now),
             backoff: Backoff::default(),
             lost_at: None,
+            live_at: None,
+            probe_at: now,
             paused: None,
             unfinished: false,
             presence,
@@ -378,10 +385,12 @@ impl<S: Send + 'static> Worker<S> {
 
     /// Asks whether Redis is there, if it has been silent. When to look again.
     fn heartbeat(&mut self) -> Result<Option<Instant>, Loss> {
-        match &mut self.link {
-            Some(link) if self.paused.is_none() && !self.unfinished => {
+        match &self.link {
+            Some(_) if self.paused.is_none() && !self.unfinished => {
+                self.probe(Instant::now());
+                let Some(link) = &mut self.link else { return Ok(None) };
                 match link.heartbeat(Instant::now(), self.limits.redis_ping) {
-                    Heart::Beats(at) => Ok(Some(at)),
+                    Heart::Beats(at) => Ok(Some(at.min(self.probe_at))),
                     Heart::Stopped => {
                         let patience = self.limits.redis_ping * 2;
                         Err(format!("it has not answered for {:.1} s", patience.as_secs_f64()).into())
@@ -413,6 +422,9 @@ impl<S: Send + 'static> Worker<S> {
             return;
         }
         self.refresh_at = now + self.limits.presence_refresh / REFRESH_SHARDS;
+        if let Some(failing) = self.keys_at_risk(now) {
+            return self.lost(&Loss::keys_end(failing));
+        }
         // While the last part waits (no command connection), this one does too.
         if self.link.is_some() && self.refreshing.is_empty() {
             let (shard, shards) = (u64::from(self.refresh_shard), u64::from(REFRESH_SHARDS));

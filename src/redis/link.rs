@@ -153,6 +153,15 @@ impl Link {
         }
     }
 
+    /// Adds a SUBSCRIBE and an UNSUBSCRIBE of channels that nobody needs: whether Redis allows that.
+    pub(super) fn probe(&mut self, prefix: &str, channels: Vec<Channel>) {
+        if !channels.is_empty() {
+            encode_channels(&mut self.output, "SUBSCRIBE", prefix, &channels);
+            encode_channels(&mut self.output, "UNSUBSCRIBE", prefix, &channels);
+            self.pipeline.probe(channels);
+        }
+    }
+
     /// Bytes per second that came lately.
     pub(super) fn rate(&self, now: Instant) -> u64 {
         self.rate.read(now)

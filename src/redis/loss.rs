@@ -19,18 +19,38 @@ const FAR_BEHIND_BYTES: u64 = 1 << 20;
 pub(super) struct Loss {
     text: String,
     by_peer: bool,
+    /// Presence keys were about to end.
+    for_keys: bool,
 }
 
 impl Loss {
     /// What reading or writing brought.
     pub(super) fn io(error: &io::Error) -> Loss {
         match error.kind() {
-            io::ErrorKind::UnexpectedEof => Loss { text: "it closed the connection".into(), by_peer: true },
+            io::ErrorKind::UnexpectedEof => {
+                Loss { text: "it closed the connection".into(), by_peer: true, for_keys: false }
+            }
             kind => Loss {
                 text: error.to_string(),
                 by_peer: matches!(kind, io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe),
+                for_keys: false,
             },
         }
+    }
+
+    /// Presence keys could not be set for so long that those of clients may end.
+    pub(super) fn keys_end(failing: Duration) -> Loss {
+        let text = format!(
+            "presence keys could not be set for {:.0} s and are about to end, so Mastodon stops publishing for those \
+             who are connected",
+            failing.as_secs_f64()
+        );
+        Loss { text, by_peer: false, for_keys: true }
+    }
+
+    /// Whether presence keys were about to end.
+    pub(super) fn is_for_keys(&self) -> bool {
+        self.for_keys
     }
 
     /// Whether Redis dropped us since more waited for us than it is willing to hold.
@@ -61,7 +81,7 @@ impl Loss {
 impl From<String> for Loss {
     /// Our own verdict on a connection that stands.
     fn from(text: String) -> Loss {
-        Loss { text, by_peer: false }
+        Loss { text, by_peer: false, for_keys: false }
     }
 }
 

@@ -9,6 +9,10 @@
 //!
 //! An answer has so little time that a second attempt on a new connection fits into `DOOR_TIMEOUT`.
 //!
+//! The task always knows whether Redis takes keys: after each connection and after each silence it sends a `SET` that
+//! changes nothing. The answer shows on `/ready`, keeps routers from forgetting the connection, and finds a connection
+//! that was forgotten. A refusal is passed to the ingest, so that no newcomer waits for keys that Redis refuses.
+//!
 //! Bounds: [`QUEUE_BATCHES`] batches wait here, of at most [`BATCH_CHANNELS`] each; the ingest keeps the rest
 //! in its table. Tested against a real Redis in `tests/redis_ingest`.
 
@@ -21,10 +25,10 @@ use bytes::BytesMut;
 use redis_protocol::resp2::types::OwnedFrame;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::clock::Clock;
-use crate::core::counters::add;
+use crate::core::counters::{add, set};
 use crate::core::handover::Command;
 use crate::core::mailbox::Mailbox;
 use crate::core::slack::Slack;
@@ -33,8 +37,9 @@ use crate::limits::{HEADROOM_INTERVAL, Limits, Waits};
 use crate::redis::Options;
 use crate::redis::backoff::Backoff;
 use crate::redis::command::{decode_answer, encode, encode_presence};
-use crate::redis::connect::{ConnectError, Role, advice, connect_async, tell};
+use crate::redis::connect::{ConnectError, Role, advice, connect_async, refusal, tell};
 use crate::redis::headroom::{Headroom, Held, OutputLimits, find_omem};
+use crate::redis::ingest::REFRESH_SHARDS;
 use crate::redis::socket::AsyncSocket;
 use crate::redis::stats::PresenceStats;
 
@@ -89,6 +94,8 @@ pub struct Requests {
     pub subscriber: watch::Sender<Subscriber>,
     /// What is known of Redis's patience.
     pub headroom: Arc<Headroom>,
+    /// Whether keys can be set.
+    pub stats: Arc<PresenceStats>,
 }
 
 /// The task's end, and what it is to work with.
@@ -101,6 +108,10 @@ pub struct Presence {
     options: Options,
     waits: Waits,
     key_seconds: u64,
+    /// After so long a silence Redis is asked whether it takes keys.
+    quiet: Duration,
+    /// A list of clients is longer than an answer may be: it is not asked for again.
+    lists_too_much: bool,
     clock: Clock,
     headroom: Arc<Headroom>,
     stats: Arc<PresenceStats>,
@@ -118,11 +129,15 @@ pub fn new(options: Options, limits: &Limits, clock: Clock) -> (Requests, Presen
         options,
         waits: limits.door_waits(),
         key_seconds: (limits.presence_refresh * KEY_LIFETIMES).as_secs().max(1),
+        quiet: limits.redis_ping.min(limits.presence_refresh / REFRESH_SHARDS),
+        lists_too_much: false,
         clock,
         headroom: Arc::clone(&headroom),
         stats: Arc::default(),
     };
-    (Requests { batches, subscriber, headroom }, presence)
+    let stats = Arc::clone(&presence.stats);
+    stats.obstacle.set("Redis has not been asked yet whether it takes presence keys");
+    (Requests { batches, subscriber, headroom, stats }, presence)
 }
 
 /// Why a command connection ends.
@@ -144,6 +159,18 @@ enum End {
     Refused(String, &'static str),
 }
 
+impl End {
+    /// For everybody to read, without addresses; and whether Redis said no, so that waiting is in vain.
+    fn obstacle(&self) -> (String, bool) {
+        match self {
+            End::Refused(text, _) => (refusal("to set presence keys", text), true),
+            End::Connect(ConnectError::Refused { command, text, .. }) => (refusal(command, text), true),
+            End::Timeout => ("Redis does not answer when presence keys are set".to_owned(), false),
+            _ => ("there is no connection to Redis for presence keys".to_owned(), false),
+        }
+    }
+}
+
 impl Presence {
     /// What is known of Redis's patience.
     pub fn headroom(&self) -> Arc<Headroom> {
@@ -158,14 +185,13 @@ impl Presence {
     /// Sets keys, and tells `commands` which, until the ingest ends. To be spawned.
     pub async fn run<S>(mut self, commands: Arc<Mailbox<Command<S>>>) {
         let mut backoff = Backoff::default();
-        let mut failing = false;
         loop {
             if self.subscriber.wait_for(|subscriber| subscriber.connected).await.is_err() {
                 return;
             }
             let keys_before = self.stats.keys_set.load(Relaxed);
             let epoch = self.subscriber.borrow_and_update().epoch;
-            let end = match self.connection(&commands, epoch, &mut failing).await {
+            let end = match self.connection(&commands, epoch).await {
                 Ok(never) => match never {},
                 Err(end) => end,
             };
@@ -180,19 +206,14 @@ impl Presence {
                 End::Outdated => continue,
                 // Redis may close what is idle, and when it goes down the ingest says so. If it matters, the
                 // next attempt fails.
-                End::Lost(_) if !failing => {
+                End::Lost(_) if self.stats.failing(self.clock.now()).is_none() => {
                     tracing::debug!("{end}; connecting again");
                     self.rest(epoch, backoff.next_delay()).await;
                     continue;
                 }
                 _ => {}
             }
-            add(&self.stats.failures, 1);
-            let text = end.to_string();
-            if self.stats.last_error.set(&text) || !failing {
-                tracing::warn!("{text}; newcomers wait for presence keys until that is over");
-            }
-            failing = true;
+            self.failed(&end, &commands);
             self.rest(epoch, backoff.next_delay()).await;
         }
     }
@@ -206,22 +227,65 @@ impl Presence {
         let _ = timeout(delay, connected).await;
     }
 
+    /// Keys cannot be set: says so wherever it matters.
+    fn failed<S>(&self, end: &End, commands: &Mailbox<Command<S>>) {
+        let stats = &self.stats;
+        add(&stats.failures, 1);
+        let (obstacle, is_refusal) = end.obstacle();
+        stats.obstacle.set(&obstacle);
+        commands.push(Command::PresenceRefused(is_refusal));
+        let begins = stats.failing_since_us.load(Relaxed) == 0;
+        if begins {
+            let since = self.clock.now().as_micros().max(1);
+            set(&stats.failing_since_us, u64::try_from(since).unwrap_or(u64::MAX));
+        }
+        let text = end.to_string();
+        if stats.last_error.set(&text) || begins {
+            let newcomers = if is_refusal { "are refused" } else { "wait for presence keys" };
+            tracing::warn!("{text}; newcomers {newcomers} until that is over");
+        }
+    }
+
+    /// A key was set, or would have been.
+    fn works<S>(&self, commands: &Mailbox<Command<S>>) {
+        let stats = &self.stats;
+        stats.obstacle.clear();
+        if let Some(lasted) = stats.failing(self.clock.now()) {
+            set(&stats.failing_since_us, 0);
+            commands.push(Command::PresenceRefused(false));
+            tracing::info!("Redis takes presence keys again, after {:.1} s", lasted.as_secs_f64());
+        }
+    }
+
     /// One command connection, from its beginning to its end.
     async fn connection<S>(
         &mut self,
         commands: &Mailbox<Command<S>>,
         epoch: u32,
-        failing: &mut bool,
     ) -> Result<std::convert::Infallible, End> {
+        let client_id = self.subscriber.borrow().client_id;
         let connected = timeout(self.waits.connect, connect_async(&self.options, Role::Command)).await;
         let stream = match connected {
             Ok(connected) => connected?.stream,
             Err(_) => return Err(ConnectError::Timeout(self.options.address.clone()).into()),
         };
         let answer = self.waits.answer;
-        let mut connection =
-            Connection { stream, answer, input: BytesMut::new(), ask_by_type: false, denied: false };
+        let mut connection = Connection {
+            stream,
+            answer,
+            input: BytesMut::new(),
+            ask_by_type: false,
+            denied: false,
+            listed: false,
+        };
+        connection.probe(&self.options).await?;
         self.headroom.set_limits(connection.limits().await?);
+        if self.lists_too_much {
+            connection.denied = true;
+        } else if let Err(end) = connection.held(client_id).await {
+            self.lists_too_much = matches!(end, End::Strange);
+            return Err(end);
+        }
         self.stats.connected.store(true, Relaxed);
         self.headroom.set_answers(true);
         let mut unasked = [0; 64];
@@ -233,9 +297,7 @@ impl Presence {
                 return Err(End::Outdated);
             }
             self.set_waiting(&mut connection, commands, epoch).await?;
-            if std::mem::take(failing) {
-                tracing::info!("presence keys are set again");
-            }
+            self.works(commands);
             tokio::select! {
                 received = self.batches.recv_many(&mut self.waiting, TOGETHER) => {
                     if received == 0 {
@@ -251,6 +313,7 @@ impl Presence {
                     let held = connection.held(subscriber.client_id).await?;
                     self.headroom.set_held(held, self.clock.now());
                 }
+                () = sleep(self.quiet) => connection.probe(&self.options).await?,
                 // Nothing was asked: it can only be the end.
                 read = connection.stream.read(&mut unasked) => {
                     return Err(match read? {
@@ -330,6 +393,8 @@ struct Connection {
     ask_by_type: bool,
     /// It does not tell.
     denied: bool,
+    /// It has listed our subscriber connection with what it holds for it.
+    listed: bool,
 }
 
 impl Connection {
@@ -367,6 +432,15 @@ impl Connection {
         }
     }
 
+    /// Sends a `SET` that changes nothing, since its key never exists: whether Redis takes presence keys.
+    async fn probe(&mut self, options: &Options) -> Result<(), End> {
+        let key = format!("{}subscribed:timeline:0", options.prefix());
+        match self.ask_one(&[b"SET", key.as_bytes(), b"1", b"EX", b"1", b"XX"]).await? {
+            OwnedFrame::Error(text) => Err(End::Refused(tell(options, &text), advice(&text))),
+            _ => Ok(()),
+        }
+    }
+
     async fn ask_one(&mut self, parts: &[&[u8]]) -> Result<OwnedFrame, End> {
         let mut out = BytesMut::new();
         encode(&mut out, parts);
@@ -381,7 +455,8 @@ impl Connection {
         Ok(OutputLimits::parse(&String::from_utf8_lossy(value)))
     }
 
-    /// What Redis holds for that client.
+    /// What Redis holds for that client. A list that leaves it out says that Redis has dropped it, if the list has
+    /// shown it before; otherwise the list leaves clients or `omem` out, and nothing is known.
     async fn held(&mut self, client_id: Option<u64>) -> Result<Held, End> {
         let Some(id) = client_id else { return Ok(Held::Denied) };
         while !self.denied {
@@ -393,7 +468,12 @@ impl Connection {
             match answer {
                 OwnedFrame::BulkString(list) => {
                     let omem = find_omem(&String::from_utf8_lossy(&list), id);
-                    return Ok(omem.map_or(Held::Gone, Held::Bytes));
+                    self.listed |= omem.is_some();
+                    return Ok(match omem {
+                        Some(bytes) => Held::Bytes(bytes),
+                        None if self.listed => Held::Gone,
+                        None => Held::Denied,
+                    });
                 }
                 OwnedFrame::Error(text) if !text.starts_with("NOPERM") && !self.ask_by_type => {
                     self.ask_by_type = true;

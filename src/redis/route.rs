@@ -25,8 +25,8 @@ use crate::core::trail::Trails;
 use crate::logging::Limited;
 use crate::proto::ring::{Frame, Payload};
 use crate::redis::Options;
-use crate::redis::connect::{advice, tell};
-use crate::redis::pipeline::{Pipeline, Refused};
+use crate::redis::connect::{advice, refusal, tell};
+use crate::redis::pipeline::{Pipeline, Refused, Whose};
 use crate::redis::stats::IngestStats;
 
 /// Where everything goes.
@@ -126,6 +126,7 @@ impl<S> Router<S> {
                 channels.iter().for_each(|channel| self.table.presence_set(channel));
             }
             Command::PresenceSet(..) => {}
+            Command::PresenceRefused(refused) => self.table.refuse_presence(refused),
         }
     }
 
@@ -156,13 +157,17 @@ impl<S> Router<S> {
             Frame::TooLong { channel, bytes } => self.too_long(channel, bytes),
             Frame::Subscribed { channel, .. } => {
                 let channel = self.known(channel).ok_or("it confirmed a channel that nobody asked for")?;
-                pipeline.subscribed(&channel).map_err(|error| error.to_string())?;
-                self.table.confirmed(&channel);
+                match pipeline.subscribed(&channel).map_err(|error| error.to_string())? {
+                    Whose::Holders => self.table.confirmed(&channel),
+                    Whose::Probe => self.stats.obstacle.clear(),
+                }
             }
             Frame::Unsubscribed { channel, .. } => {
                 let channel = self.known(channel).ok_or("it confirmed a channel that nobody asked for")?;
-                pipeline.unsubscribed(&channel).map_err(|error| error.to_string())?;
-                self.table.unsubscribed(&channel);
+                let whose = pipeline.unsubscribed(&channel).map_err(|error| error.to_string())?;
+                if whose == Whose::Holders {
+                    self.table.unsubscribed(&channel);
+                }
             }
             Frame::Pong => {
                 pipeline.pong().map_err(|error| error.to_string())?;
@@ -173,6 +178,14 @@ impl<S> Router<S> {
                 let told = tell(&self.options, &text);
                 match pipeline.error() {
                     Ok(Refused::Ping) => return Ok(Heard::Pong),
+                    Ok(Refused::Probe) => {
+                        if self.stats.obstacle.set(&refusal("to let this server subscribe", &text)) {
+                            tracing::warn!(
+                                "Redis refuses to let this server subscribe: {told}; {}",
+                                advice(&told)
+                            );
+                        }
+                    }
                     Ok(Refused::Subscribe(channels)) => {
                         // Of several each is tried again by itself: then it is known which one Redis minds.
                         if let [channel] = channels.as_slice() {
@@ -265,6 +278,7 @@ impl<S> Router<S> {
     }
 
     fn refused(&mut self, told: &str, channel: &Channel) {
+        self.stats.obstacle.set(&refusal("to let this server subscribe", told));
         // For one wrong rule a line a minute, not one for each newcomer.
         if self.refusals.allow().is_some() || told != self.last_refusal {
             tracing::warn!("Redis refuses {channel}: {told}; {}", advice(told));

@@ -54,8 +54,12 @@ pub struct IngestStats {
     pub pauses: AtomicU64,
     /// Length of all pauses that have ended, in microseconds.
     pub paused_us: AtomicU64,
+    /// Connections that were given up because presence keys were about to end.
+    pub presence_gaps: AtomicU64,
     /// Why there is no connection, or was none the last time.
     pub last_error: LastError,
+    /// What Redis refuses on this connection: for everybody to read, without addresses.
+    pub obstacle: LastError,
 }
 
 impl IngestStats {
@@ -95,6 +99,20 @@ pub struct PresenceStats {
     pub failures: AtomicU64,
     /// Why keys could not be set the last time.
     pub last_error: LastError,
+    /// Why keys cannot be set now: for everybody to read, without addresses.
+    pub obstacle: LastError,
+    /// Since when keys cannot be set, in microseconds since the process's start; 0 while they can.
+    pub failing_since_us: AtomicU64,
+}
+
+impl PresenceStats {
+    /// How long keys have not been set by now, if that fails.
+    pub fn failing(&self, now: Duration) -> Option<Duration> {
+        match self.failing_since_us.load(Relaxed) {
+            0 => None,
+            since => Some(now.saturating_sub(Duration::from_micros(since))),
+        }
+    }
 }
 
 /// The text of the last error.
@@ -105,6 +123,11 @@ impl LastError {
     /// What it says.
     pub fn read(&self) -> Option<String> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Forgets it.
+    pub fn clear(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Keeps it; true if it is another than before.

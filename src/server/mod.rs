@@ -35,7 +35,7 @@ use crate::redis::headroom::Headroom;
 use crate::redis::ingest::{self, Ingest};
 use crate::redis::presence;
 use crate::redis::sentinel;
-use crate::redis::stats::IngestStats;
+use crate::redis::stats::{IngestStats, LastError};
 use crate::status::{self, Process, Status};
 use crate::sys;
 #[cfg(feature = "otel")]
@@ -151,8 +151,12 @@ async fn serve(mut config: Config, passed: Passed) -> Result<(), Failure> {
         }
         (None, None) => (None, None),
     };
+    let database_obstacle = Arc::<LastError>::default();
+    if pool.is_some() {
+        database_obstacle.set("PostgreSQL has not been asked yet");
+    }
     if let Some(pool) = &pool {
-        tokio::spawn(database::watch(pool.clone(), limits.clone()));
+        tokio::spawn(database::watch(pool.clone(), limits.clone(), Arc::clone(&database_obstacle)));
     }
     let directory: Option<Arc<dyn Directory>> = match (&pool, &demo) {
         (Some(pool), _) => Some(Arc::new(FromDatabase(Accounts::new(pool.clone())))),
@@ -189,6 +193,8 @@ async fn serve(mut config: Config, passed: Passed) -> Result<(), Failure> {
             ingest: ingest.stats(),
             gate: Arc::clone(&gate),
             headroom: Arc::clone(&headroom),
+            presence: presence.stats(),
+            database_obstacle,
             door: Arc::clone(&the_door),
             pool,
             audience: audience.as_ref().map(|audience| (Arc::clone(&audience.stats), audience.pool.clone())),

@@ -18,7 +18,8 @@ use crate::redis::headroom::{Headroom, Held};
 use crate::redis::stats;
 use crate::server::threads::Threads;
 use crate::status::snapshot::{
-    AudienceStats, DatabaseStats, DoorStats, GateStats, HeadroomStats, IngestStats, Labelled, Stuck,
+    AudienceStats, DatabaseStats, DoorStats, GateStats, HeadroomStats, IngestStats, Labelled, PresenceStats,
+    Stuck,
 };
 
 /// Handles on everything that is counted.
@@ -29,8 +30,11 @@ pub(super) struct Sources {
     pub ingest: Arc<stats::IngestStats>,
     pub gate: Arc<Gate>,
     pub headroom: Arc<Headroom>,
+    pub presence: Arc<stats::PresenceStats>,
     pub door: Arc<std::sync::OnceLock<Arc<Door<Socket>>>>,
     pub pool: Option<Pool>,
+    /// What PostgreSQL refuses newcomers.
+    pub database_obstacle: Arc<stats::LastError>,
     /// The audience stage and its own connections.
     pub audience: Option<(Arc<StageStats>, Pool)>,
     pub draining: Arc<AtomicBool>,
@@ -54,6 +58,7 @@ impl crate::status::Sources for Sources {
         let epoch = ingest.epoch.load(Relaxed);
         let lost = epoch.saturating_sub(u64::from(ingest.connected.load(Relaxed)));
         let output_limits = ingest.output_limits.load(Relaxed);
+        let presence_gaps = ingest.presence_gaps.load(Relaxed);
         let too_long = ingest.too_long.load(Relaxed);
         IngestStats {
             connected: ingest.live.load(Relaxed),
@@ -73,9 +78,10 @@ impl crate::status::Sources for Sources {
             ring_bytes: RING_BYTES as u64,
             connections_lost: lost,
             gaps: Labelled(vec![
-                ("connection_lost", lost.saturating_sub(output_limits)),
+                ("connection_lost", lost.saturating_sub(output_limits + presence_gaps)),
                 ("redis_output_limit", output_limits),
                 ("message_too_long", too_long),
+                ("presence_keys", presence_gaps),
             ]),
         }
     }
@@ -121,7 +127,11 @@ impl crate::status::Sources for Sources {
 
     fn database(&self) -> Option<DatabaseStats> {
         let pool = self.pool.as_ref()?;
-        let mut shown = DatabaseStats { connected: pool.is_up(), ..DatabaseStats::default() };
+        let mut shown = DatabaseStats {
+            connected: pool.is_up(),
+            obstacle: self.database_obstacle.read(),
+            ..DatabaseStats::default()
+        };
         for pool in [pool].into_iter().chain(self.audience.as_ref().map(|(_, pool)| pool)) {
             let stats = pool.stats();
             shown.total += stats.total as u64;
@@ -147,6 +157,40 @@ impl crate::status::Sources for Sources {
             filter_bytes: stats.filter_bytes.load(Relaxed),
             filter_budget_bytes: stats.filter_budget_bytes.load(Relaxed),
         })
+    }
+
+    fn obstacles(&self) -> Vec<String> {
+        let mut obstacles = Vec::new();
+        if self.draining.load(Relaxed) {
+            obstacles.push("the server is shutting down".to_owned());
+        }
+        if !self.ingest.live.load(Relaxed) {
+            obstacles.push("Redis is away".to_owned());
+        }
+        obstacles.extend(self.ingest.obstacle.read());
+        // Without a subscriber connection there is none for presence keys either.
+        if self.ingest.connected.load(Relaxed) {
+            obstacles.extend(self.presence.obstacle.read());
+        }
+        if let Some(database) = self.database() {
+            match database.obstacle {
+                Some(obstacle) => obstacles.push(obstacle),
+                None if !database.connected => obstacles.push("PostgreSQL is away".to_owned()),
+                None => {}
+            }
+        }
+        obstacles
+    }
+
+    fn presence(&self) -> PresenceStats {
+        let stats = &self.presence;
+        PresenceStats {
+            connected: stats.connected.load(Relaxed),
+            keys_set: stats.keys_set.load(Relaxed),
+            failures: stats.failures.load(Relaxed),
+            failing_ms: stats.failing(self.clock.now()).map(|time| time.as_millis() as u64),
+            last_error: stats.last_error.read(),
+        }
     }
 
     fn stuck(&self) -> Stuck<'_> {

@@ -82,6 +82,8 @@ fn process(out: &mut Text, snapshot: &Snapshot) {
 }
 
 fn connections(out: &mut Text, snapshot: &Snapshot) {
+    let ready = u8::from(snapshot.obstacles.is_empty());
+    out.gauge("tidegate_ready", "Whether newcomers are served, as far as is known without asking", ready);
     out.family("tidegate_build_info", "gauge", "The version that runs; always 1");
     out.sample("tidegate_build_info", &[("version", snapshot.version)], 1);
     out.family("tidegate_clients_opened_total", "counter", "Clients since the start, by transport");
@@ -161,6 +163,14 @@ fn redis(out: &mut Text, snapshot: &Snapshot) {
     out.counter("tidegate_messages_too_long_total", help, redis.too_long);
     out.family("tidegate_gaps_total", "counter", "Gaps that clients were told of, by cause");
     out.labelled("tidegate_gaps_total", "cause", &redis.gaps);
+    let presence = &snapshot.presence;
+    let help = "Presence keys set, refreshes included";
+    out.counter("tidegate_presence_keys_set_total", help, presence.keys_set);
+    let help = "Attempts to connect or to set presence keys that failed";
+    out.counter("tidegate_presence_failures_total", help, presence.failures);
+    let help = "How long presence keys have not been set; 0 while they are";
+    let failing = presence.failing_ms.unwrap_or(0) as f64 / 1000.0;
+    out.gauge("tidegate_presence_failing_seconds", help, failing);
     out.gauge("tidegate_backlog_bytes", "Bytes of undelivered messages", gate.held_bytes);
     out.gauge("tidegate_backlog_high_bytes", "The budget: reading pauses over it", gate.high_bytes);
     out.gauge("tidegate_backlog_low_bytes", "Reading goes on at this", gate.low_bytes);

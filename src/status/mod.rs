@@ -241,18 +241,9 @@ impl Status {
     }
 
     async fn ready(&self) -> Answer {
-        let mut missing: Vec<Cow<'static, str>> = Vec::new();
-        if self.sources.draining() {
-            missing.push("the server is shutting down".into());
-        }
-        if !self.sources.ingest().connected {
-            missing.push("Redis is away".into());
-        }
-        if self.sources.database().is_some_and(|database| !database.connected) {
-            missing.push("PostgreSQL is away".into());
-        }
+        let mut missing = self.sources.obstacles();
         for thread in self.sources.stuck().await {
-            missing.push(format!("the thread {thread} does not turn").into());
+            missing.push(format!("the thread {thread} does not turn"));
         }
         if missing.is_empty() {
             return Answer::full(200, TEXT, "ready\n");

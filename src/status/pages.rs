@@ -182,6 +182,9 @@ fn status_text(now: &Snapshot) -> String {
     if now.draining {
         let _ = writeln!(out, "It is shutting down.");
     }
+    for obstacle in &now.obstacles {
+        let _ = writeln!(out, "NOT READY: {obstacle}");
+    }
     let _ = writeln!(out, "\nClients: {} ({})", connections.total, list(&connections.clients));
     let _ = writeln!(out, "  streams over WebSocket: {}", list(&connections.websocket_streams));
     let _ = writeln!(out, "  streams over Server-Sent Events: {}", list(&connections.eventsource_streams));
@@ -280,6 +283,12 @@ fn redis_text(out: &mut String, now: &Snapshot) {
         list(&redis.gaps),
     );
     let _ = writeln!(out, "  ring: {} of {} bytes unread", redis.ring_unread_bytes, redis.ring_bytes);
+    let presence = &now.presence;
+    let _ = writeln!(out, "  presence keys: {} set, {} failures", presence.keys_set, presence.failures);
+    if let Some(failing) = presence.failing_ms {
+        let error = presence.last_error.as_deref().unwrap_or_default();
+        let _ = writeln!(out, "  presence keys: NOT SET for {} ({error})", duration(failing));
+    }
 }
 
 fn gate_text(out: &mut String, gate: &GateStats, headroom: Option<&HeadroomStats>) {

@@ -44,6 +44,10 @@ pub trait Sources: Send + Sync {
     fn database(&self) -> Option<DatabaseStats>;
     /// The audience stage; none where the server runs without it.
     fn audience(&self) -> Option<AudienceStats>;
+    /// Why a newcomer would not be served now; empty if it would. For everybody to read.
+    fn obstacles(&self) -> Vec<String>;
+    /// How setting presence keys goes.
+    fn presence(&self) -> PresenceStats;
     /// The threads that do not turn.
     fn stuck(&self) -> Stuck<'_>;
     /// Whether the server is shutting down: live views end then.
@@ -99,8 +103,23 @@ pub struct IngestStats {
     /// Redis connections lost.
     pub connections_lost: u64,
     /// Gaps that clients were told of, by cause (`connection_lost`, `redis_output_limit`,
-    /// `message_too_long`).
+    /// `message_too_long`, `presence_keys`).
     pub gaps: Labelled,
+}
+
+/// The keys by which Rails sees who listens.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct PresenceStats {
+    /// Whether there is a connection for them.
+    pub connected: bool,
+    /// Keys set since the start, refreshes included.
+    pub keys_set: u64,
+    /// Attempts to connect or to set keys that failed.
+    pub failures: u64,
+    /// How long they have not been set, if that fails now, in milliseconds.
+    pub failing_ms: Option<u64>,
+    /// Why keys could not be set the last time.
+    pub last_error: Option<String>,
 }
 
 /// The gate's figures.
@@ -151,6 +170,8 @@ pub struct DoorStats {
 pub struct DatabaseStats {
     /// Whether the last thing asked was answered.
     pub connected: bool,
+    /// What newcomers need and PostgreSQL does not give: for everybody to read, without addresses.
+    pub obstacle: Option<String>,
     /// Connections.
     pub total: u64,
     /// Connections without work.
@@ -205,6 +226,9 @@ pub struct Snapshot {
     pub gate: GateStats,
     pub redis: IngestStats,
     pub redis_headroom: Option<HeadroomStats>,
+    pub presence: PresenceStats,
+    /// Why a newcomer would not be served.
+    pub obstacles: Vec<String>,
     pub door: DoorStats,
     pub database: Option<DatabaseStats>,
     pub audience: Option<AudienceStats>,
@@ -377,6 +401,8 @@ impl Snapshot {
             gate: sources.gate(),
             redis: sources.ingest(),
             redis_headroom: sources.headroom(),
+            presence: sources.presence(),
+            obstacles: sources.obstacles(),
             door: sources.door(),
             database: sources.database(),
             audience: sources.audience(),

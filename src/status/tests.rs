@@ -41,6 +41,8 @@ pub(crate) struct Fake {
     pub(crate) database: Option<DatabaseStats>,
     pub(crate) draining: bool,
     pub(crate) stuck: Vec<String>,
+    pub(crate) obstacles: Vec<String>,
+    pub(crate) presence_failing_ms: Option<u64>,
 }
 
 impl Fake {
@@ -76,9 +78,11 @@ impl Fake {
             hanging: Lock::default(),
             channels: Vec::new(),
             redis_connected: true,
-            database: Some(DatabaseStats { connected: true, total: 5, idle: 4, waiting: 0 }),
+            database: Some(DatabaseStats { connected: true, obstacle: None, total: 5, idle: 4, waiting: 0 }),
             draining: false,
             stuck: Vec::new(),
+            obstacles: Vec::new(),
+            presence_failing_ms: None,
         }
     }
 
@@ -89,6 +93,22 @@ impl Fake {
 }
 
 impl Sources for Fake {
+    fn obstacles(&self) -> Vec<String> {
+        self.obstacles.clone()
+    }
+
+    fn presence(&self) -> PresenceStats {
+        PresenceStats {
+            connected: true,
+            keys_set: 7,
+            failures: 2,
+            failing_ms: self.presence_failing_ms,
+            last_error: self
+                .presence_failing_ms
+                .map(|_| "Redis refuses to set presence keys: OOM".to_owned()),
+        }
+    }
+
     fn stuck(&self) -> Stuck<'_> {
         Box::pin(std::future::ready(self.stuck.clone()))
     }
@@ -242,9 +262,9 @@ async fn readiness_names_what_is_missing() {
     };
     assert_eq!(ready(Fake::new()).await, (200, "ready\n".into()));
     assert_eq!(ready(Fake { database: None, ..Fake::new() }).await.0, 200, "it runs without PostgreSQL");
-    let away = Fake { redis_connected: false, database: Some(DatabaseStats::default()), ..Fake::new() };
-    assert_eq!(ready(away).await, (503, "not ready: Redis is away, PostgreSQL is away\n".into()));
-    assert_eq!(ready(Fake { draining: true, ..Fake::new() }).await.0, 503);
+    let obstacles = vec!["Redis is away".to_owned(), "PostgreSQL is away".to_owned()];
+    let away = ready(Fake { obstacles, ..Fake::new() }).await;
+    assert_eq!(away, (503, "not ready: Redis is away, PostgreSQL is away\n".into()));
     let stuck = ready(Fake { stuck: vec!["ingest".to_owned()], ..Fake::new() }).await;
     assert_eq!(stuck, (503, "not ready: the thread ingest does not turn\n".into()));
 }

@@ -46,6 +46,8 @@ struct Pair {
     near: TcpStream,
     far: TcpStream,
     broken: AtomicBool,
+    /// What comes is thrown away, for ever.
+    forgotten: AtomicBool,
 }
 
 impl Pair {
@@ -92,6 +94,17 @@ impl Proxy {
         *self.shared.weather.lock().unwrap_or_else(PoisonError::into_inner) = weather;
     }
 
+    /// Forgets connections, as a router does: what is sent on them arrives nowhere, and nobody is told. New ones are
+    /// as good as ever. `which` chooses by the port that the server sees. Gives their number.
+    pub fn forget(&self, which: impl Fn(u16) -> bool) -> usize {
+        let links = self.shared.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let chosen = links.iter().filter(|pair| {
+            let port = pair.far.local_addr().map_or(0, |address| address.port());
+            !pair.is_broken() && which(port) && !pair.forgotten.swap(true, SeqCst)
+        });
+        chosen.count()
+    }
+
     /// Resets every connection, both sides.
     pub fn reset(&self) {
         let links = std::mem::take(&mut *self.shared.links.lock().unwrap_or_else(PoisonError::into_inner));
@@ -124,7 +137,12 @@ impl Shared {
                 socket.set_nodelay(true).unwrap();
                 socket.set_write_timeout(Some(GLANCE)).unwrap();
             }
-            let pair = Arc::new(Pair { near, far, broken: AtomicBool::new(false) });
+            let pair = Arc::new(Pair {
+                near,
+                far,
+                broken: AtomicBool::new(false),
+                forgotten: AtomicBool::new(false),
+            });
             let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
             // Only this list holds a pair whose threads have ended.
             links.retain(|pair| Arc::strong_count(pair) > 1);
@@ -155,6 +173,9 @@ impl Shared {
                 }
             };
             self.until_it_clears(pair);
+            if pair.forgotten.load(SeqCst) {
+                continue;
+            }
             if let Weather::Delay(delay) = self.weather() {
                 std::thread::sleep((read_at + delay).saturating_duration_since(Instant::now()));
             }

@@ -262,6 +262,7 @@ impl World {
                 }
                 Err(HoldError::RedisAway) => assert!(!self.connected),
                 Err(HoldError::Refused) => assert!(self.connected),
+                Err(HoldError::PresenceRefused) => panic!("keys refused though none was"),
                 Err(HoldError::Killed) => panic!("killed without a kill"),
             }
         }

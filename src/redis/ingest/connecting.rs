@@ -9,7 +9,7 @@ use std::time::Instant;
 use super::{SOCKET, Worker, wake};
 use crate::core::counters::{add, set};
 use crate::limits::CONNECT_TIMEOUT;
-use crate::redis::connect::{ConnectError, Connected, Role, connect};
+use crate::redis::connect::{ConnectError, Connected, Role, connect, refusal};
 use crate::redis::link::Link;
 use crate::redis::loss::Loss;
 use crate::redis::presence::Subscriber;
@@ -90,6 +90,12 @@ impl<S: Send + 'static> Worker<S> {
                 None
             }
             Err(error) => {
+                match &error {
+                    ConnectError::Refused { command, text, .. } => {
+                        self.stats.obstacle.set(&refusal(command, text));
+                    }
+                    _ => self.stats.obstacle.clear(),
+                }
                 let text = error.to_string();
                 if self.stats.last_error.set(&text) || self.lost_at.is_none() {
                     tracing::warn!("{text}; trying again until it works");
@@ -109,6 +115,7 @@ impl<S: Send + 'static> Worker<S> {
         self.stats.connected.store(true, Relaxed);
         let client_id = link.client_id;
         self.link = Some(link);
+        self.probe_at = Instant::now();
         self.presence.subscriber.send_replace(Subscriber {
             epoch,
             connected: true,
@@ -123,6 +130,7 @@ impl<S: Send + 'static> Worker<S> {
         let patience = self.presence.headroom.read();
         let output_limit = loss.is_output_limit(behind, &patience, self.clock.now());
         add(&self.stats.output_limits, u64::from(output_limit));
+        add(&self.stats.presence_gaps, u64::from(loss.is_for_keys()));
         // Dropping the socket takes it out of the poll.
         self.link = None;
         self.unpause();
@@ -148,6 +156,7 @@ impl<S: Send + 'static> Worker<S> {
     /// Everything is subscribed, and all presence keys are set.
     pub(super) fn regained(&mut self) {
         self.backoff.reset();
+        self.live_at = Some(Instant::now());
         let channels = self.router.table.referenced();
         let address = &self.options.address;
         match self.lost_at.take() {

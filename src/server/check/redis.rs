@@ -11,7 +11,7 @@ use crate::config::{Config, Mode};
 use crate::redis::Options;
 use crate::redis::command::{decode_answer, encode};
 use crate::redis::connect::{self, Role};
-use crate::redis::headroom::OutputLimits;
+use crate::redis::headroom::{OutputLimits, find_omem};
 use crate::redis::socket::BlockingSocket;
 
 /// A channel of each kind, of no account: their names are made as the server makes them.
@@ -107,11 +107,7 @@ fn headroom(report: &mut Report<'_>, about: &str, commands: &mut Talk) {
         },
         _ => None,
     };
-    let listed = matches!(
-        commands.ask(&[b"CLIENT", b"LIST", b"TYPE", b"pubsub"]),
-        Ok(OwnedFrame::BulkString(_) | OwnedFrame::SimpleString(_))
-    );
-    match (listed, limit) {
+    match (lists_us(commands), limit) {
         (true, Some(_)) => report.ok(about, "tells how much it holds for us (CLIENT LIST, CONFIG GET)"),
         (true, None) => report.ok(
             about,
@@ -121,9 +117,22 @@ fn headroom(report: &mut Report<'_>, about: &str, commands: &mut Talk) {
         (false, _) => report.warn(
             about,
             "does not tell how much it holds for us, so its patience is estimated while reading is paused; \
-             allow the user client|list to have it measured (dist/redis.acl)",
+             allow the user client|id and client|list to have it measured (dist/redis.acl)",
         ),
     }
+}
+
+/// Whether a list of clients has our own line with its buffer: a list may leave clients or fields out.
+fn lists_us(commands: &mut Talk) -> bool {
+    let Ok(OwnedFrame::Integer(id)) = commands.ask(&[b"CLIENT", b"ID"]) else { return false };
+    let (id, text) = (u64::try_from(id).unwrap_or_default(), id.to_string());
+    let by_id = commands.ask(&[b"CLIENT", b"LIST", b"ID", text.as_bytes()]);
+    let list = match by_id {
+        // Redis before 6.2.
+        Ok(OwnedFrame::Error(_)) => commands.ask(&[b"CLIENT", b"LIST", b"TYPE", b"normal"]),
+        answer => answer,
+    };
+    matches!(list, Ok(OwnedFrame::BulkString(list)) if find_omem(&String::from_utf8_lossy(&list), id).is_some())
 }
 
 fn refused(report: &mut Report<'_>, about: &str, options: &Options, what: &str, text: &str) {
