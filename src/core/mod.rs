@@ -15,6 +15,7 @@ pub mod html_text;
 pub mod inbox;
 pub mod json;
 pub mod log;
+pub mod lowest;
 pub mod mailbox;
 pub mod relay;
 pub mod report;

@@ -15,8 +15,8 @@ use std::hash::BuildHasher;
 
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
-use slab::Slab;
 
+use crate::core::lowest::LowestSlab;
 use crate::core::slack::{Slack, is_sparse};
 use crate::core::stream::Channel;
 use crate::limits::SUBSCRIPTIONS_MAX;
@@ -64,25 +64,30 @@ impl Entry {
     }
 
     /// Whether it is the channel's.
-    fn is_of(self, channel: &Channel, crowds: &Slab<Crowd>, names: impl Fn(Member) -> Channel) -> bool {
+    fn is_of(self, channel: &Channel, crowds: &LowestSlab<Crowd>, names: impl Fn(Member) -> Channel) -> bool {
         match self {
             Entry::One { leg, sub, client } => names(Member { client, sub, leg }) == *channel,
-            Entry::Crowd(crowd) => crowds[crowd as usize].channel == *channel,
+            Entry::Crowd(crowd) => crowds[crowd].channel == *channel,
         }
     }
 
     /// Whether it is the channel's and holds this membership; `names` need not know it.
-    fn holds(self, member: Member, channel: &Channel, crowds: &Slab<Crowd>) -> bool {
+    fn holds(self, member: Member, channel: &Channel, crowds: &LowestSlab<Crowd>) -> bool {
         match self {
             Entry::One { .. } => self.member() == Some(member),
-            Entry::Crowd(crowd) => crowds[crowd as usize].channel == *channel,
+            Entry::Crowd(crowd) => crowds[crowd].channel == *channel,
         }
     }
 
-    fn hash(self, hasher: &RandomState, crowds: &Slab<Crowd>, names: impl Fn(Member) -> Channel) -> u64 {
+    fn hash(
+        self,
+        hasher: &RandomState,
+        crowds: &LowestSlab<Crowd>,
+        names: impl Fn(Member) -> Channel,
+    ) -> u64 {
         match self {
             Entry::One { leg, sub, client } => hasher.hash_one(names(Member { client, sub, leg })),
-            Entry::Crowd(crowd) => hasher.hash_one(&crowds[crowd as usize].channel),
+            Entry::Crowd(crowd) => hasher.hash_one(&crowds[crowd].channel),
         }
     }
 }
@@ -118,7 +123,7 @@ impl<'a> Found<'a> {
 #[derive(Debug, Default)]
 pub struct Table {
     entries: HashTable<Entry>,
-    crowds: Slab<Crowd>,
+    crowds: LowestSlab<Crowd>,
     hasher: RandomState,
 }
 
@@ -138,7 +143,7 @@ impl Table {
         let entry = self.entries.find(hash, |entry| entry.is_of(channel, &self.crowds, &names))?;
         Some(match *entry {
             Entry::One { leg, sub, client } => Found::One(Member { client, sub, leg }),
-            Entry::Crowd(crowd) => Found::Crowd(&self.crowds[crowd as usize].members),
+            Entry::Crowd(crowd) => Found::Crowd(&self.crowds[crowd].members),
         })
     }
 
@@ -152,14 +157,14 @@ impl Table {
                 0
             }
             Some(Entry::Crowd(crowd)) => {
-                let members = &mut crowds[*crowd as usize].members;
+                let members = &mut crowds[*crowd].members;
                 members.push(member);
                 (members.len() - 1) as u32
             }
             Some(entry) => {
                 let members = entry.member().into_iter().chain([member]).collect();
                 let crowd = crowds.insert(Crowd { channel: channel.clone(), members });
-                *entry = Entry::Crowd(crowd as u32);
+                *entry = Entry::Crowd(crowd);
                 1
             }
         }
@@ -185,13 +190,13 @@ impl Table {
             self.maybe_shrink(names);
             return None;
         };
-        let crowd = &mut crowds[index as usize].members;
+        let crowd = &mut crowds[index].members;
         crowd.swap_remove(slot as usize);
         let moved = crowd.get(slot as usize).map(|member| Moved { member: *member, slot });
         match crowd.as_slice() {
             [alone] => {
                 *found.get_mut() = Entry::one(*alone);
-                crowds.remove(index as usize);
+                crowds.remove(index);
             }
             _ => crowd.give_back(),
         }
@@ -206,7 +211,7 @@ impl Table {
         match found {
             Some(Entry::One { sub, .. }) => *sub = new_sub,
             Some(Entry::Crowd(crowd)) => {
-                if let Some(member) = crowds[*crowd as usize].members.get_mut(slot as usize) {
+                if let Some(member) = crowds[*crowd].members.get_mut(slot as usize) {
                     member.sub = new_sub;
                 }
             }
@@ -229,7 +234,7 @@ impl Table {
         self.entries.iter().map(move |entry| match *entry {
             Entry::One { leg, sub, client } => (names(Member { client, sub, leg }), 1),
             Entry::Crowd(crowd) => {
-                let Crowd { channel, members } = &self.crowds[crowd as usize];
+                let Crowd { channel, members } = &self.crowds[crowd];
                 (channel.clone(), members.len())
             }
         })
@@ -237,9 +242,7 @@ impl Table {
 
     /// Gives back the memory of crowds that are no more. The work is that of looking at all.
     pub fn give_back(&mut self) {
-        if is_sparse(self.crowds.len(), self.crowds.capacity()) {
-            self.crowds.shrink_to_fit();
-        }
+        self.crowds.give_back();
     }
 
     /// The channels and crowds for which there is room.

@@ -16,7 +16,7 @@ use super::{Ended, Relay, Socket, wire};
 use crate::core::client::{Flags, Phase};
 use crate::core::counters::{CloseReason, add, sub};
 use crate::core::handover::ClientId;
-use crate::core::slack::{Slack, is_sparse};
+use crate::core::slack::Slack;
 use crate::core::stream::Channel;
 use crate::limits::LINGER;
 
@@ -118,7 +118,7 @@ impl<S: Socket> Relay<S> {
     }
 
     fn drop_client(&mut self, index: u32) {
-        let Some(client) = self.clients.try_remove(index as usize) else { return };
+        let Some(client) = self.clients.remove(index) else { return };
         self.effects.departed += 1;
         // Gone in the turn in which it came: its place may be the next one's, and that one stands in the list itself.
         self.effects.arrived.retain(|arrived| *arrived != index);
@@ -141,9 +141,7 @@ impl<S: Socket> Relay<S> {
 
     /// Gives back the memory of clients that left, their timers included. The work is that of looking at all.
     fn give_back(&mut self) {
-        if is_sparse(self.clients.len(), self.clients.capacity()) {
-            self.clients.shrink_to_fit();
-        }
+        self.clients.give_back();
         let clients = &self.clients;
         self.wheel.retain(|key| is_meant(clients, key));
         self.table.give_back();

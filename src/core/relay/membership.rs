@@ -1,17 +1,16 @@
 //! Joining and leaving channels.
 
-use slab::Slab;
-
 use super::{Relay, Socket};
 use crate::core::client::Client;
 use crate::core::handover::NewSubscription;
+use crate::core::lowest::LowestSlab;
 use crate::core::slack::is_sparse;
 use crate::core::stream::Channel;
 use crate::core::table::{Member, Moved, SYSTEM, SubIndex};
 
 /// Which channel a membership is of: what the table asks. A client's subscriptions are in its list before they
 /// are in the table, and out of the table before they are out of the list.
-pub(super) fn channel_of<S>(clients: &Slab<Client<S>>, member: Member) -> Channel {
+pub(super) fn channel_of<S>(clients: &LowestSlab<Client<S>>, member: Member) -> Channel {
     let channel =
         clients.get(member.client as usize).and_then(|client| client.channel(member.sub, member.leg));
     debug_assert!(channel.is_some(), "{member:?} is in the table and has no channel");

@@ -30,13 +30,12 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use slab::Slab;
-
 use crate::core::client::{Client, Flags, Phase, Socket, Subscription};
 use crate::core::counters::{CloseReason, ReactorCounters, add};
 use crate::core::event::{Event, Transport, Verdict};
 use crate::core::handover::{ClientId, Delivery, NewClient, SessionRequest};
 use crate::core::log::Log;
+use crate::core::lowest::LowestSlab;
 use crate::core::millis;
 use crate::core::slack::{Removals, Slack};
 use crate::core::stream::{Channel, Id, Stream};
@@ -112,7 +111,7 @@ pub struct Relay<S> {
     limits: Limits,
     /// The start, in time since 1970: tokens expire by the wall clock.
     started_unix: Duration,
-    clients: Slab<Client<S>>,
+    clients: LowestSlab<Client<S>>,
     table: Table,
     log: Log,
     wheel: Wheel,
@@ -162,7 +161,7 @@ impl<S: Socket> Relay<S> {
             reactor,
             limits,
             started_unix,
-            clients: Slab::new(),
+            clients: LowestSlab::default(),
             table: Table::default(),
             log: Log::default(),
             wheel: Wheel::default(),
@@ -277,9 +276,7 @@ impl<S: Socket> Relay<S> {
         } = newcomer;
         let generation = self.next_generation;
         self.next_generation = self.next_generation.wrapping_add(1);
-        let entry = self.clients.vacant_entry();
-        let index = entry.key() as u32;
-        entry.insert(Client {
+        let index = self.clients.insert(Client {
             socket,
             account: viewer.account,
             token: viewer.token,

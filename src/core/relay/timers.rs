@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use slab::Slab;
-
 use super::{Relay, Socket, wire};
 use crate::core::client::{Client, Flags, Phase};
 use crate::core::counters::CloseReason;
 use crate::core::event::Transport;
+use crate::core::lowest::LowestSlab;
 
 /// What a timer is about, in the top bits of its key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,7 +35,7 @@ fn client_of(key: u64) -> Option<(u32, u32)> {
 }
 
 /// Whether the timer is nobody's, or of a client that is still here.
-pub(super) fn is_meant<S>(clients: &Slab<Client<S>>, key: u64) -> bool {
+pub(super) fn is_meant<S>(clients: &LowestSlab<Client<S>>, key: u64) -> bool {
     client_of(key).is_none_or(|(index, generation)| {
         clients.get(index as usize).is_some_and(|client| client.generation == generation)
     })

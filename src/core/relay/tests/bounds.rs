@@ -63,6 +63,23 @@ fn clients_that_left_leave_neither_room_nor_timers() {
     assert_eq!(wire.borrow().len(), 10);
 }
 
+#[test]
+fn room_of_a_crowd_comes_back_with_its_last_client_though_others_came_later() {
+    let wire = Wire::default();
+    let mut relay = Relay::new(0, Limits::default(), Duration::ZERO, Arc::default());
+    let now = Duration::from_secs(1);
+    (1..=5000).for_each(|account| relay.deliver(newcomer(account, &wire), now));
+    (0..4999).for_each(|index| relay.left(index));
+    assert!(relay.clients.capacity() >= 5000, "the last client is in the last place");
+    (6001..=6100).for_each(|account| relay.deliver(newcomer(account, &wire), now));
+    relay.left(4999);
+    // The next departure that looks at all finds the room empty.
+    (0..50).for_each(|index| relay.left(index));
+    assert_eq!(relay.len(), 50);
+    let left = capacity(&relay);
+    assert!(left.into_iter().all(|room| room < 500), "{left:?}");
+}
+
 /// A message that subscribes to that tag.
 fn subscribe_to(tag: &str) -> Vec<u8> {
     let text = serde_json::json!({ "type": "subscribe", "stream": "hashtag", "tag": tag }).to_string();
