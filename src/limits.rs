@@ -80,8 +80,9 @@ pub const CHECK_SYSTEMD_TIME: Duration = Duration::from_secs(5);
 /// tenth.
 pub const CHECK_SYSTEMD_BYTES_MAX: u64 = 256 * 1024;
 
-/// What a listener's backlog asks for; the kernel caps it at `net.core.somaxconn`.
-pub const LISTEN_BACKLOG: i32 = 4096;
+/// What a listener's backlog asks for: more than the kernel gives. It caps it at `net.core.somaxconn`, which is for the
+/// operator to raise. What exceeds the queue waits a second for its client's kernel to try again.
+pub const LISTEN_BACKLOG: i32 = 65_535;
 
 /// How long accepting pauses after the kernel had no file descriptor or memory for a connection.
 pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
