@@ -233,7 +233,8 @@ impl<S: Send + 'static> Driver<S> {
             }
             self.inbox.drain(&mut items);
             let now = self.clock.now();
-            self.cache.passed(items.len(), now);
+            let is_viewers = |item: &&StageItem| matches!(item, StageItem::Join(..) | StageItem::Leave(..));
+            self.cache.passed(items.iter().filter(is_viewers).count(), now);
             for item in items.drain(..) {
                 self.machine.push(item, now);
             }

@@ -271,3 +271,31 @@ impl Viewers {
         self.accounts.len()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::stream::Tag;
+
+    #[test]
+    fn nothing_is_kept_of_viewers_who_left() {
+        let (mut viewers, mut cache) = (Viewers::default(), FilterCache::new(1 << 20));
+        let tag = |n: u64| Channel::Hashtag { tag: Tag::from_normalised(&n.to_string()), local: false };
+        for account in 1..=5000 {
+            viewers.join(tag(account), account, Duration::ZERO, &mut cache);
+        }
+        let parts: Vec<_> = [1, 2].into_iter().filter_map(|n| Some(viewers.of(&tag(n))?.0)).collect();
+        assert_eq!(viewers.union(parts).0.viewers.len(), 2);
+        let known: Vec<_> = [1, 2].into_iter().filter_map(|id| viewers.get(id).map(Arc::downgrade)).collect();
+        // Somebody else comes: the channel has another snapshot from then on, and the union is of no more use.
+        viewers.join(tag(1), 6000, Duration::ZERO, &mut cache);
+        for account in 1..=5000 {
+            viewers.leave(&tag(account), account, &mut cache);
+        }
+        assert_eq!(known.len(), 2);
+        assert!(known.iter().all(|viewer| viewer.strong_count() == 0), "the union holds viewers who left");
+        assert_eq!((viewers.len(), cache.len()), (1, 1));
+        let room = viewers.channels.capacity() + viewers.accounts.capacity();
+        assert!(room < 200, "room for {room} entries is kept");
+    }
+}
