@@ -62,7 +62,7 @@ struct Connection {
 
 /// Runs the load; all clients are closed when it returns. `plan` is asked for the `n`-th connection, from 0.
 pub fn run(address: SocketAddr, load: Load, plan: &mut dyn FnMut(u64) -> Plan) -> Measured {
-    let places = load.held as u64 + load.in_flight as u64;
+    let places = (load.held as u64 + load.in_flight as u64).min(load.count);
     let taken = take_places(places);
     assert_eq!(taken, places, "RLIMIT_NOFILE is too low for {places} connections");
     let mut poll = Poll::new().unwrap();

@@ -77,6 +77,7 @@ fn main() {
 fn all(report: &mut Report) {
     still::start(report);
     still::memory(10_000, report);
+    churn::run(100_000, report);
     still::idle(10_000, report);
     storm::in_flight(report);
     storm::run(10_000, report);
