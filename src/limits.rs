@@ -222,6 +222,8 @@ pub struct Limits {
     pub drain: Duration,
     /// `AUDIENCE_TIMEOUT`, 10 s: how long PostgreSQL may give no answer about who may see a status before it is withheld.
     pub audience_timeout: Duration,
+    /// `LOCAL_ONLY_ON_PUBLIC`, false: whether `public` and `public:media` show local-only statuses, as in Hometown.
+    pub local_only_on_public: bool,
     /// `FILTER_CACHE_BYTES`, 32 MiB: compiled custom filters of all accounts together.
     pub filter_cache_bytes: usize,
     /// `SETTINGS_REFRESH_SECONDS`, 60 s: chosen languages, permissions and feed settings are read again.
@@ -304,6 +306,7 @@ impl Default for Limits {
             redis_away_close: Duration::from_secs(30),
             drain: Duration::from_secs(10),
             audience_timeout: Duration::from_secs(10),
+            local_only_on_public: false,
             filter_cache_bytes: 32 << 20,
             settings_refresh: Duration::from_secs(60),
             sse_heartbeat: Duration::from_secs(15),

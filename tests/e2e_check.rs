@@ -243,6 +243,35 @@ fn what_postgresql_lacks_is_named_by_table() {
     database.run(&format!("DROP OWNED BY {name}; DROP ROLE {name}"));
 }
 
+#[test]
+fn grants_of_an_older_version_are_a_warning() {
+    if !ours_alone() {
+        return;
+    }
+    let Some((redis, postgres)) = servers() else { return };
+    let database = postgres.own_database();
+    let env = variables(&redis, postgres, &database.name);
+    database.run("REVOKE SELECT (domain) ON accounts FROM tidegate");
+    let checked = run(&["check"], &env);
+    checked.expect(0, "warn", &["table accounts", "may not read domain", "postgresql-grants.sql"]);
+    database.run("REVOKE SELECT (suspended_at) ON accounts FROM tidegate");
+    run(&["check"], &env).expect(1, "FAIL", &["table accounts", "may not read suspended_at, domain"]);
+}
+
+#[test]
+fn a_mastodon_older_than_4_is_named_as_such() {
+    if !ours_alone() {
+        return;
+    }
+    let Some((redis, postgres)) = servers() else { return };
+    let database = postgres.own_database();
+    let env = variables(&redis, postgres, &database.name);
+    database.run("DROP TABLE user_roles CASCADE; DROP TABLE custom_filter_keywords CASCADE");
+    let checked = run(&["check"], &env);
+    checked.expect(1, "FAIL", &["user_roles and custom_filter_keywords", "older than 4.0", "Fedibird"]);
+    assert_eq!(checked.lines("FAIL").len(), 1, "one reason and no list of tables: {}", checked.text);
+}
+
 fn checked_names(env: &Env, words: &[&str], url: &str) {
     run(&["check"], &with(env, &[("DATABASE_URL", url)])).expect(1, "FAIL", words);
 }

@@ -341,6 +341,97 @@ fn statuses_for_this_instance_alone_pass_where_they_are_allowed() {
     }
 }
 
+/// Hometown shows local-only posts on `public` and `public:media` to everybody who is signed in.
+#[test]
+fn with_hometowns_rule_local_only_statuses_are_on_public_streams() {
+    if !ours_alone() {
+        return;
+    }
+    let Some(world) = World::with(&[("DB_POOL", "1"), ("LOCAL_ONLY_ON_PUBLIC", "true")]) else { return };
+    let cast = Cast::new(&world);
+    let mut status = cast.status();
+    status["local_only"] = json!(true);
+    for (path, channel, passes) in [
+        ("public", "timeline:public", true),
+        ("public?only_media=1", "timeline:public:media", true),
+        ("public?allow_local_only=0", "timeline:public", true),
+        ("public/remote", "timeline:public:remote", false),
+    ] {
+        let mut sse = Sse::open(&world.server, &format!("/api/v1/streaming/{path}"), &cast.viewer.token);
+        world.redis.until_subscribed(&[channel]);
+        assert_eq!(sees(&world, &mut sse, channel, "update", &status), passes, "{path}");
+    }
+    let mut ws = Ws::open(&world.server, "/", &cast.viewer.token);
+    ws.subscribe(&world.redis, json!({"stream": "public"}), &[CHANNEL]);
+    world.publish(CHANNEL, &message("update", &status));
+    let payload: Value = serde_json::from_str(ws.next_json()["payload"].as_str().unwrap()).unwrap();
+    assert_eq!(payload["id"], status["id"]);
+}
+
+/// Authors whose domain is written otherwise in `acct` than where Rails stores it: with the handle that the status has,
+/// the domain of their account, and whether that is what the viewer blocks.
+const ODD_AUTHORS: [(&str, &str, bool); 5] = [
+    ("bob@b\u{fc}cher.example", "xn--bcher-kva.example", true),
+    ("bob@B\u{dc}CHER.example", "xn--bcher-kva.example", true),
+    ("bob@handle.invalid", "xn--bcher-kva.example", true),
+    ("bob@b\u{fc}cher.example.other", "xn--bcher-kva.example.other", false),
+    ("bob@handle.invalid", "far.example", false),
+];
+
+/// Rails stores a blocked domain as Punycode, and a status's `acct` has it in Unicode, or not at all.
+#[test]
+fn a_blocked_domain_hides_authors_however_their_handle_is_written() {
+    if !ours_alone() {
+        return;
+    }
+    let Some(world) = World::with_own_database(&SETTINGS) else { return };
+    let viewer = world.viewer("read");
+    viewer.sql(&format!(
+        "INSERT INTO account_domain_blocks (account_id, domain) VALUES ({}, 'xn--bcher-kva.example')",
+        viewer.account
+    ));
+    let author = |acct: &str, domain: &str| {
+        let author = fresh_id();
+        viewer.sql(&format!(
+            "INSERT INTO accounts (id, username, domain) VALUES ({author}, 'bob{author}', '{domain}')"
+        ));
+        status_by(fresh_id(), author, "bob", acct)
+    };
+    let check = |world: &World, by_account: bool| {
+        let mut sse = Sse::open(&world.server, PUBLIC, &viewer.token);
+        world.redis.until_subscribed(&[CHANNEL]);
+        for (acct, domain, blocked) in ODD_AUTHORS {
+            let hidden = blocked && (by_account || !acct.ends_with("invalid"));
+            let seen = sees(world, &mut sse, CHANNEL, "update", &author(acct, domain));
+            assert_eq!(seen, !hidden, "{acct} of {domain}, by account: {by_account}");
+        }
+        // An author of whom there is no row yet.
+        let unknown = status_by(fresh_id(), fresh_id(), "bob", "bob@b\u{fc}cher.example");
+        assert!(!sees(world, &mut sse, CHANNEL, "update", &unknown));
+    };
+    check(&world, true);
+
+    // The grants of an older version: nothing else suffers, and the log has it once.
+    world.db.run("REVOKE SELECT (domain) ON accounts FROM tidegate");
+    let other = support::Server::start(&world.env);
+    let world = World { server: other, ..world };
+    check(&world, false);
+    let warnings = world.server.output().matches("accounts.domain may not be read").count();
+    assert_eq!(warnings, 1, "{}", world.server.output());
+    // The grants come while it runs.
+    world.db.run("GRANT SELECT (domain) ON accounts TO tidegate");
+    let mut sse = Sse::open(&world.server, PUBLIC, &viewer.token);
+    world.redis.until_subscribed(&[CHANNEL]);
+    wait_until("the new grants are noticed", PATIENCE, || {
+        !sees(&world, &mut sse, CHANNEL, "update", &author("bob@handle.invalid", "xn--bcher-kva.example"))
+    });
+    // And go again: at worst one status is asked about twice.
+    world.db.run("REVOKE SELECT (domain) ON accounts FROM tidegate");
+    check(&world, false);
+    let warnings = world.server.output().matches("accounts.domain may not be read").count();
+    assert_eq!(warnings, 1, "{}", world.server.output());
+}
+
 /// Opens streams until what they show is what is expected: settings are read at most a second late.
 #[track_caller]
 fn until_sees(

@@ -37,7 +37,7 @@ pub fn run(data: &[u8]) {
 
 /// What a request means, if anything, and how it comes back.
 fn resolve(request: &StreamRequest) {
-    let stream = match request.resolve(PARAM_BYTES_MAX) {
+    let stream = match request.resolve(PARAM_BYTES_MAX, false) {
         Ok(stream) => stream,
         Err(error) => {
             assert!(matches!(error.status(), 400 | 401) && !error.text().is_empty());

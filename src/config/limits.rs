@@ -29,6 +29,7 @@ pub(super) fn limits(read: &mut Reader) -> Limits {
         redis_away_close: read.seconds(&v::REDIS_AWAY_CLOSE, d.redis_away_close, 0..=24 * HOUR_MS),
         drain: read.seconds(&v::DRAIN_SECONDS, d.drain, 0..=HOUR_MS),
         audience_timeout: read.seconds(&v::AUDIENCE_TIMEOUT, d.audience_timeout, 10..=HOUR_MS),
+        local_only_on_public: read.flag(&v::LOCAL_ONLY_ON_PUBLIC, d.local_only_on_public),
         filter_cache_bytes: read.bytes(&v::FILTER_CACHE_BYTES, d.filter_cache_bytes, 0..=64 * GIB),
         settings_refresh: read.seconds(&v::SETTINGS_REFRESH_SECONDS, d.settings_refresh, 10..=HOUR_MS),
         sse_heartbeat: read.seconds(&v::SSE_HEARTBEAT_SECONDS, d.sse_heartbeat, 10..=HOUR_MS),

@@ -177,6 +177,7 @@ variables! {
         REDIS_AWAY_CLOSE = "30", "Seconds after which clients are closed when Redis stays away.";
         DRAIN_SECONDS = "10", "Seconds over which clients are closed at shutdown.";
         AUDIENCE_TIMEOUT = "10", "Seconds without an answer from PostgreSQL on who must not see a public status, after which nobody gets it.";
+        LOCAL_ONLY_ON_PUBLIC = "false", "true or false. true: the streams public and public:media show local-only posts to everybody who is signed in, as Hometown does; false: only to clients that ask for it, as in glitch-soc.";
         FILTER_CACHE_BYTES = "32MiB", "Memory for the compiled custom filters of all accounts.";
     }
     Keepalive {

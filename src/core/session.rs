@@ -257,8 +257,13 @@ impl StreamRequest {
         }
     }
 
-    /// The stream that is meant. `param_bytes_max` bounds tag and list.
-    pub fn resolve(&self, param_bytes_max: usize) -> Result<Stream, RequestError> {
+    /// The stream that is meant. `param_bytes_max` bounds tag and list; with `local_only_on_public`, `public` and
+    /// `public:media` show local-only statuses to everybody, as in Hometown.
+    pub fn resolve(
+        &self,
+        param_bytes_max: usize,
+        local_only_on_public: bool,
+    ) -> Result<Stream, RequestError> {
         let kind = self.kind().ok_or(RequestError::UnknownStream)?;
         let (param, spelling) = match kind {
             StreamKind::Hashtag | StreamKind::HashtagLocal => {
@@ -282,7 +287,7 @@ impl StreamRequest {
             _ => (Param::None, None),
         };
         let allow_local_only = match kind {
-            StreamKind::Public | StreamKind::PublicMedia => self.allow_local_only,
+            StreamKind::Public | StreamKind::PublicMedia => self.allow_local_only || local_only_on_public,
             StreamKind::PublicAllowLocalOnly | StreamKind::PublicAllowLocalOnlyMedia => true,
             _ => false,
         };

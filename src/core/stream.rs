@@ -99,7 +99,8 @@ pub struct Stream {
     /// Which stream.
     pub kind: StreamKind,
     /// glitch-soc: deliver local-only statuses too. Set for the kinds of that name, and for `public` and
-    /// `public:media` by the parameter of that name; false where it decides nothing.
+    /// `public:media` by the parameter of that name, or always (`LOCAL_ONLY_ON_PUBLIC`); false where it decides
+    /// nothing.
     pub allow_local_only: bool,
     /// The list or the tag.
     pub param: Param,

@@ -97,3 +97,49 @@ fn adapted(delta: u32, count: u32, is_first: bool) -> u32 {
     }
     at + (BASE - T_MIN + 1) * delta / (delta + SKEW)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn domains_as_rails_stores_them() {
+        let cases = [
+            ("far.example", "far.example"),
+            ("FAR.Example", "far.example"),
+            ("b\u{fc}cher.example", "xn--bcher-kva.example"),
+            ("B\u{dc}CHER.example", "xn--bcher-kva.example"),
+            // Decomposed.
+            ("bu\u{308}cher.example", "xn--bcher-kva.example"),
+            ("\u{4f8b}\u{3048}.\u{30c6}\u{30b9}\u{30c8}", "xn--r8jz45g.xn--zckzah"),
+            ("\u{441}\u{430}\u{439}\u{442}.\u{440}\u{444}", "xn--80aswg.xn--p1ai"),
+            ("\u{1f30a}.example", "xn--qg8h.example"),
+            ("xn--bcher-kva.example", "xn--bcher-kva.example"),
+            ("", ""),
+            ("..", ".."),
+        ];
+        for (domain, expected) in cases {
+            assert_eq!(to_ascii(domain), expected, "{domain}");
+        }
+        let long = "\u{fc}".repeat(DOMAIN_BYTES_MAX);
+        assert_eq!(to_ascii(&long), long);
+    }
+
+    proptest! {
+        /// What another implementation decodes, this one encodes to what it was: that is the way a domain takes through
+        /// Rails.
+        #[test]
+        fn what_idna_decodes_is_encoded_back(label in "[a-z0-9\u{e0}-\u{f6}\u{430}-\u{44f}\u{3041}-\u{3090}\u{4e00}-\u{4fff}]{1,20}") {
+            let Ok(ascii) = idna::domain_to_ascii(&format!("{label}.example")) else { return Ok(()) };
+            let (unicode, good) = idna::domain_to_unicode(&ascii);
+            prop_assume!(good.is_ok());
+            prop_assert_eq!(to_ascii(&unicode), ascii);
+        }
+
+        #[test]
+        fn any_text_is_encoded_without_harm(text in any::<String>()) {
+            let _ = to_ascii(&text);
+        }
+    }
+}

@@ -276,7 +276,7 @@ impl<S: Socket> Door<S> {
         if !viewer.scopes.allow(request.kind().unwrap_or(StreamKind::Public)) {
             return Err(RequestError::Scope.into());
         }
-        let stream = request.resolve(self.limits.param_bytes_max)?;
+        let stream = request.resolve(self.limits.param_bytes_max, self.limits.local_only_on_public)?;
         self.check_owner(&stream, viewer).await?;
         Ok(stream)
     }

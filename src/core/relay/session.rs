@@ -198,7 +198,7 @@ impl<S: Socket> Relay<S> {
         if !client.scopes.allow(request.kind().unwrap_or(StreamKind::Public)) {
             return Err(RequestError::Scope);
         }
-        let stream = request.resolve(self.limits.param_bytes_max)?;
+        let stream = request.resolve(self.limits.param_bytes_max, self.limits.local_only_on_public)?;
         let channels = stream.channels(client.account, client.scopes.notifications());
         if client.account == 0 && !channels.iter().all(|channel| channel.is_filtered()) {
             return Err(RequestError::NoAccount);
@@ -220,7 +220,10 @@ impl<S: Socket> Relay<S> {
 
     /// Ends a subscription. False where Node answers with an error: what is named is no stream.
     fn unsubscribe(&mut self, index: u32, request: &StreamRequest) -> bool {
-        let Ok(stream) = request.resolve(self.limits.param_bytes_max) else { return false };
+        let Ok(stream) = request.resolve(self.limits.param_bytes_max, self.limits.local_only_on_public)
+        else {
+            return false;
+        };
         let Some(client) = self.clients.get_mut(index as usize) else { return true };
         let channels = stream.channels(client.account, client.scopes.notifications());
         match (find(client, &channels, stream.kind), &stream.param) {

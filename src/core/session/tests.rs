@@ -17,17 +17,32 @@ fn subscribe(text: &str) -> StreamRequest {
 /// The value of `"stream":` in what comes back, or the error.
 fn echo(request: &StreamRequest) -> Result<String, RequestError> {
     let mut out = Vec::new();
-    request.resolve(MAX)?.write_json(&mut out);
+    request.resolve(MAX, false)?.write_json(&mut out);
     Ok(String::from_utf8(out).unwrap())
 }
 
 fn channels(request: &StreamRequest) -> String {
     let mut out = Vec::new();
-    for channel in request.resolve(MAX).unwrap().channels(7, true) {
+    for channel in request.resolve(MAX, false).unwrap().channels(7, true) {
         channel.write_name(&mut out);
         out.push(b' ');
     }
     String::from_utf8(out).unwrap().trim_end().to_owned()
+}
+
+#[test]
+fn in_hometown_public_streams_show_local_only_statuses_to_everybody() {
+    for (name, both) in [
+        ("public", [false, true]),
+        ("public:media", [false, true]),
+        ("public:allow_local_only", [true, true]),
+        ("public:local", [true, true]),
+        ("public:remote", [false, false]),
+    ] {
+        let request = StreamRequest { stream: Some(name.to_owned()), ..StreamRequest::default() };
+        let shows = |hometown| request.resolve(MAX, hometown).unwrap().shows_local_only();
+        assert_eq!([shows(false), shows(true)], both, "{name}");
+    }
 }
 
 #[test]
@@ -75,7 +90,7 @@ fn the_stream_is_text_or_the_first_of_an_array() {
         assert_eq!(name(unknown), None, "{unknown}");
     }
     let missing = subscribe(r#"{"type":"subscribe"}"#);
-    assert_eq!(missing.resolve(MAX), Err(RequestError::UnknownStream));
+    assert_eq!(missing.resolve(MAX, false), Err(RequestError::UnknownStream));
 }
 
 #[test]
@@ -96,7 +111,7 @@ fn tags_find_their_channel_and_come_back_as_written() {
         assert_eq!(channels(&request), channel, "{tag}");
         assert_eq!(echo(&request).as_deref(), Ok(back), "{tag}");
         // Whatever the tag, its channel's name is read back as the same channel.
-        let channel = request.resolve(MAX).unwrap().channels(0, false).pop();
+        let channel = request.resolve(MAX, false).unwrap().channels(0, false).pop();
         assert_eq!(Channel::parse(channels(&request).as_bytes()), channel);
     }
 }
@@ -137,7 +152,7 @@ fn parameters_are_missing_or_wrong() {
     assert_eq!(echo(&tag(&format!("\"{}\"", "a".repeat(MAX + 1)))), Err(RequestError::BadTag));
 
     // However long a parameter may be: what Redis says about its channel has to be understood.
-    let resolve = |bytes: usize| tag(&format!("\"{}\"", "a".repeat(bytes))).resolve(1 << 20).map(drop);
+    let resolve = |bytes: usize| tag(&format!("\"{}\"", "a".repeat(bytes))).resolve(1 << 20, false).map(drop);
     assert_eq!(resolve(6 << 10), Ok(()));
     assert_eq!(resolve((6 << 10) + 1), Err(RequestError::BadTag));
 
@@ -169,7 +184,11 @@ fn what_waits_is_short_and_answered_alike() {
         );
         let request = subscribe(&text);
         let short = request.clone().shortened(MAX);
-        assert_eq!((short.kind(), short.resolve(MAX)), (request.kind(), request.resolve(MAX)), "{text:.200}");
+        assert_eq!(
+            (short.kind(), short.resolve(MAX, false)),
+            (request.kind(), request.resolve(MAX, false)),
+            "{text:.200}"
+        );
         assert!(format!("{short:?}").len() < MAX + 200, "{text:.200}");
     }
 }
@@ -188,7 +207,7 @@ fn errors_say_what_node_says() {
 #[test]
 fn local_only_statuses_are_for_those_who_ask() {
     let allowed = |rest: &str| {
-        let stream = subscribe(&format!(r#"{{"type":"subscribe",{rest}}}"#)).resolve(MAX).unwrap();
+        let stream = subscribe(&format!(r#"{{"type":"subscribe",{rest}}}"#)).resolve(MAX, false).unwrap();
         (stream.allow_local_only, stream.shows_local_only())
     };
     assert_eq!(allowed(r#""stream":"public""#), (false, false));
@@ -294,7 +313,7 @@ proptest! {
     fn any_message_and_any_query_is_read_without_harm(text in any::<String>(), query in "[a-z%=&+0-9]{0,60}") {
         let _ = ClientMessage::parse(&text);
         let request = StreamRequest::from_query(&query);
-        let _ = request.resolve(MAX);
+        let _ = request.resolve(MAX, false);
     }
 
     #[test]

@@ -197,7 +197,7 @@ impl Machine {
                     self.refresh_at = now + self.refresh_every();
                 }
                 let viewer = self.viewers.join(channel, account, now, &mut self.cache);
-                self.newcomers.push(viewer);
+                self.came(viewer);
                 self.joined_at = now;
             }
             StageItem::Leave(channel, account) => {

@@ -45,7 +45,7 @@ impl Reactor {
 
 fn stream(name: &str, list: Option<u64>) -> Stream {
     let list = list.map_or(Given::Missing, |list| Given::Text(list.to_string()));
-    StreamRequest { stream: Some(name.into()), list, ..StreamRequest::default() }.resolve(512).unwrap()
+    StreamRequest { stream: Some(name.into()), list, ..StreamRequest::default() }.resolve(512, false).unwrap()
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use tokio_postgres::types::Type;
 
 use super::{PATIENCE, Report};
 use crate::config::Config;
-use crate::db::{Options, Pool, TABLES};
+use crate::db::{OPTIONAL, Options, Pool, TABLES};
 use crate::limits::Waits;
 
 /// What holds for one column.
@@ -96,6 +96,21 @@ async fn tables(report: &mut Report<'_>, about: &str, options: &Options, pool: &
         };
         found.insert(column, state);
     }
+    // Since Mastodon 4.0; forks of 3.x lack both.
+    let since_4 = ["user_roles", "custom_filter_keywords"];
+    let lacks = |table: &str| found.iter().any(|(of, state)| of.0 == table && *state == Found::NoTable);
+    if since_4.into_iter().all(lacks) && !lacks("accounts") {
+        let names = since_4.join(" and ");
+        report.fail(
+            about,
+            format_args!(
+                "{} has no tables {names}: it is a Mastodon older than 4.0, or a fork of one (Fedibird, Ecko), which \
+                 Tidegate does not support",
+                options.dbname
+            ),
+        );
+        return;
+    }
     for (table, columns) in TABLES {
         let state = |column: &str| {
             found.get(&((*table).to_owned(), column.to_owned())).copied().unwrap_or(Found::NoTable)
@@ -117,6 +132,15 @@ async fn tables(report: &mut Report<'_>, about: &str, options: &Options, pool: &
         } else if !missing.is_empty() {
             let missing = missing.join(", ");
             report.fail(&about, format_args!("has no {missing}; run Mastodon's migrations"));
+        } else if let Some(lost) = optional(table, &hidden) {
+            report.warn(
+                &about,
+                format_args!(
+                    "{} may not read {}; run postgresql-grants.sql again: {lost}",
+                    options.user,
+                    hidden.join(", ")
+                ),
+            );
         } else if !hidden.is_empty() {
             report.fail(
                 &about,
@@ -131,4 +155,11 @@ async fn tables(report: &mut Report<'_>, about: &str, options: &Options, pool: &
             report.ok(&about, format_args!("{} can be read", columns.join(", ")));
         }
     }
+}
+
+/// What is lost without these columns, if everything else works without them.
+fn optional(table: &str, hidden: &[&str]) -> Option<&'static str> {
+    let lost = |column: &str| OPTIONAL.iter().find(|(of, name, _)| *of == table && *name == column);
+    let first = lost(hidden.first()?)?;
+    hidden.iter().all(|column| lost(column).is_some()).then_some(first.2)
 }

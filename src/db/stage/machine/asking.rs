@@ -203,12 +203,8 @@ impl Machine {
         if self.batches_read < self.batches_sent || self.newcomers.is_empty() {
             return None;
         }
-        let mut newcomers = std::mem::take(&mut self.newcomers);
-        // Some have left again, and some of them come back, as other viewers.
-        newcomers
-            .retain(|viewer| self.viewers.get(viewer.id).is_some_and(|known| Arc::ptr_eq(known, viewer)));
-        newcomers.sort_unstable_by_key(|viewer| viewer.id);
-        newcomers.dedup_by_key(|viewer| viewer.id);
+        self.tidy_newcomers();
+        let newcomers = std::mem::take(&mut self.newcomers);
         let turn = self.cache.next_turn();
         let loads = newcomers
             .iter()
@@ -225,6 +221,26 @@ impl Machine {
             return None;
         }
         Some(ask)
+    }
+
+    /// Each newcomer once, and only those that still watch: some have left again, and some of them come back, as other
+    /// viewers.
+    fn tidy_newcomers(&mut self) {
+        let viewers = &self.viewers;
+        let watches =
+            |viewer: &Arc<Viewer>| viewers.get(viewer.id).is_some_and(|known| Arc::ptr_eq(known, viewer));
+        self.newcomers.retain(watches);
+        self.newcomers.sort_unstable_by_key(|viewer| viewer.id);
+        self.newcomers.dedup_by_key(|viewer| viewer.id);
+    }
+
+    /// Remembers a newcomer for the next batch. While PostgreSQL is away there is none: then what is remembered is
+    /// bounded by those who watch.
+    pub(super) fn came(&mut self, viewer: Arc<Viewer>) {
+        self.newcomers.push(viewer);
+        if self.newcomers.len() > 64 + self.viewers.len() * 2 {
+            self.tidy_newcomers();
+        }
     }
 
     /// Settings are read again somewhat before they are too old, so that no status has to wait for it.
