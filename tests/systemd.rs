@@ -266,6 +266,13 @@ fn failed_start_fails_the_restart_and_names_the_cause() {
         let ready = system.run(&commands("otherwise it prints what is missing"));
         ready.text.contains("not ready") && ready.text.contains("PostgreSQL")
     });
+    // The journal knows how serious a line is.
+    let at = |priority: &str| {
+        system.run(&format!("journalctl -t tidegate --priority={priority}..{priority} -o cat")).text
+    };
+    wait_until("the warning is in the journal", LONG, || at("warning").contains("PostgreSQL"));
+    assert!(!at("info").contains("WARN") && at("info").contains("now listening"), "{}", at("info"));
+    assert!(at("err").contains("STREAMING_THREADS"), "{}", at("err"));
     system.succeed(&format!("sed -i s/wrong/secret/ {ENV}"));
 
     let said = |what: &str| system.run("journalctl -t tidegate -n 10 -o cat").text.contains(what);
