@@ -436,7 +436,10 @@ impl Connection {
     async fn probe(&mut self, options: &Options) -> Result<(), End> {
         let key = format!("{}subscribed:timeline:0", options.prefix());
         match self.ask_one(&[b"SET", key.as_bytes(), b"1", b"EX", b"1", b"XX"]).await? {
-            OwnedFrame::Error(text) => Err(End::Refused(tell(options, &text), advice(&text))),
+            // A server that does not know the question says nothing about keys.
+            OwnedFrame::Error(text) if !text.starts_with("ERR ") => {
+                Err(End::Refused(tell(options, &text), advice(&text)))
+            }
             _ => Ok(()),
         }
     }

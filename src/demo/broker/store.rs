@@ -318,6 +318,10 @@ impl Store {
 
     fn set(&mut self, key: &Bytes, value: &Bytes, options: &[Bytes], now: Duration) -> Frame {
         let number = |text: &Bytes| number_of(text).filter(|number| (1..=1 << 40).contains(number));
+        let (options, is_only_for_present) = match options {
+            [options @ .., last] if last.eq_ignore_ascii_case(b"XX") => (options, true),
+            options => (options, false),
+        };
         let expires = match options {
             [] => None,
             [unit, text] if unit.eq_ignore_ascii_case(b"EX") => match number(text) {
@@ -330,6 +334,9 @@ impl Store {
             },
             _ => return error("ERR syntax error"),
         };
+        if is_only_for_present && self.key(key, now).is_none() {
+            return Frame::Null;
+        }
         self.remove(key, now);
         let bytes = key.len() + value.len();
         if self.keys_bytes + bytes > KEYS_BYTES_MAX {
