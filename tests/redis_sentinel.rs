@@ -6,7 +6,7 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde_json::json;
@@ -109,17 +109,6 @@ fn environment(port: u16) -> Env {
     pairs.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
-fn said_until(stream: &mut TcpStream, ends: &[&str]) -> String {
-    let mut said = String::new();
-    while !ends.iter().any(|end| said.ends_with(end)) {
-        let mut part = [0; 512];
-        let length = stream.read(&mut part).unwrap();
-        assert!(length > 0, "it ends after {said:?}");
-        said.push_str(std::str::from_utf8(&part[..length]).unwrap());
-    }
-    said
-}
-
 #[test]
 fn a_master_that_is_announced_while_the_old_one_is_connected_to_is_followed() {
     if !ours_alone() {
@@ -128,42 +117,116 @@ fn a_master_that_is_announced_while_the_old_one_is_connected_to_is_followed() {
     let (Some(old), Some(new)) = (Redis::start(), Redis::start()) else { return };
     // The old one is slow to answer, and believes to be the master still.
     signal(old.service.pid(), "STOP");
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let (master, listeners) = (Arc::new(AtomicU16::new(old.port)), Arc::new(Mutex::new(Vec::new())));
-    let (named, list) = (Arc::clone(&master), Arc::clone(&listeners));
-    let asked = Arc::new(AtomicUsize::new(0));
-    let questions = Arc::clone(&asked);
-    // A sentinel that names the master of the moment, and says to those who listen what the test has it say.
-    std::thread::spawn(move || {
-        for mut stream in listener.incoming().map_while(Result::ok) {
-            // Either all at once, or the connection's name first.
-            let said = said_until(&mut stream, &["tidegate\r\n", "mymaster\r\n"]);
-            stream.write_all(b"+OK\r\n").unwrap();
-            if said.ends_with("mymaster\r\n") {
-                let port = named.load(Ordering::SeqCst).to_string();
-                let answer = format!("*2\r\n$9\r\n127.0.0.1\r\n${}\r\n{port}\r\n", port.len());
-                stream.write_all(answer.as_bytes()).unwrap();
-                questions.fetch_add(1, Ordering::SeqCst);
-            } else {
-                said_until(&mut stream, &["+switch-master\r\n"]);
-                list.lock().unwrap().push(stream);
-            }
-        }
-    });
-    let server = support::Server::start_ours(&["--no-database"], &environment(port));
-    let heard = || listeners.lock().unwrap().len();
+    let sentinel = Named::start(old.port, 1);
+    let server = support::Server::start_ours(&["--no-database"], &environment(sentinel.port));
     wait_until("it asked who the master is, and listens", PATIENCE, || {
-        asked.load(Ordering::SeqCst) == 1 && heard() == 1
+        sentinel.answers.load(Ordering::SeqCst) >= 1 && sentinel.heard() == 1
     });
-    master.store(new.port, Ordering::SeqCst);
+    *sentinel.master.lock().unwrap() = (new.port, 2);
     let text = format!("{MASTER} 127.0.0.1 {} 127.0.0.1 {}", old.port, new.port);
     let message = format!("*3\r\n$7\r\nmessage\r\n$14\r\n+switch-master\r\n${}\r\n{text}\r\n", text.len());
     // What follows it is no answer: the server listens anew, and that shows that it has read the announcement.
-    listeners.lock().unwrap()[0].write_all(format!("{message}?\r\n").as_bytes()).unwrap();
-    wait_until("it has heard the announcement", PATIENCE, || heard() == 2);
+    sentinel.listeners.lock().unwrap()[0].write_all(format!("{message}?\r\n").as_bytes()).unwrap();
+    wait_until("it has heard the announcement", PATIENCE, || sentinel.heard() == 2);
     signal(old.service.pid(), "CONT");
     server.until_output(&format!("Redis at 127.0.0.1:{} (master {MASTER}) is", new.port));
+}
+
+/// A stand-in for a sentinel: names the master of the moment, and lets go of those who listen when it is told to.
+struct Named {
+    port: u16,
+    master: Arc<Mutex<(u16, u64)>>,
+    listeners: Arc<Mutex<Vec<TcpStream>>>,
+    answers: Arc<AtomicUsize>,
+}
+
+impl Named {
+    fn start(master: u16, epoch: u64) -> Named {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let master = Arc::new(Mutex::new((master, epoch)));
+        let named = Named { port, master, listeners: Arc::default(), answers: Arc::default() };
+        let (master, listeners, answers) =
+            (Arc::clone(&named.master), Arc::clone(&named.listeners), Arc::clone(&named.answers));
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let (master, listeners) = (Arc::clone(&master), Arc::clone(&listeners));
+                let answers = Arc::clone(&answers);
+                std::thread::spawn(move || converse(stream, &master, &listeners, &answers));
+            }
+        });
+        named
+    }
+
+    fn heard(&self) -> usize {
+        self.listeners.lock().unwrap().len()
+    }
+
+    /// Another master, which nobody hears announced, and the end of whoever listened.
+    fn switch_unheard(&self, master: u16, epoch: u64) {
+        *self.master.lock().unwrap() = (master, epoch);
+        self.listeners.lock().unwrap().clear();
+    }
+}
+
+fn converse(
+    mut stream: TcpStream,
+    master: &Mutex<(u16, u64)>,
+    listeners: &Mutex<Vec<TcpStream>>,
+    answers: &AtomicUsize,
+) {
+    let mut said = Vec::new();
+    let mut part = [0; 512];
+    while let Ok(length @ 1..) = stream.read(&mut part) {
+        said.extend_from_slice(&part[..length]);
+        let text = String::from_utf8_lossy(&said).into_owned();
+        if !text.ends_with("tidegate\r\n") && !text.ends_with("mymaster\r\n") && !text.ends_with("master\r\n")
+        {
+            continue;
+        }
+        said.clear();
+        let (port, epoch) = *master.lock().unwrap();
+        let (port, epoch) = (port.to_string(), epoch.to_string());
+        let mut answer = String::new();
+        if text.contains("SETNAME") {
+            answer += "+OK\r\n";
+        }
+        if text.contains("get-master-addr-by-name") {
+            answer += &format!("*2\r\n$9\r\n127.0.0.1\r\n${}\r\n{port}\r\n", port.len());
+            answer += &format!("*2\r\n$12\r\nconfig-epoch\r\n${}\r\n{epoch}\r\n", epoch.len());
+            answers.fetch_add(1, Ordering::SeqCst);
+        }
+        if text.contains("SUBSCRIBE") {
+            answer += "*3\r\n$9\r\nsubscribe\r\n$14\r\n+switch-master\r\n:1\r\n";
+            listeners.lock().unwrap().push(stream.try_clone().unwrap());
+            stream.write_all(answer.as_bytes()).unwrap();
+            // The list's end of it is the last: dropped there, it is closed.
+            return;
+        }
+        stream.write_all(answer.as_bytes()).unwrap();
+    }
+}
+
+#[test]
+fn switch_that_nobody_heard_announced_is_followed_and_an_old_masters_name_is_not() {
+    if !ours_alone() {
+        return;
+    }
+    let (Some(old), Some(new)) = (Redis::start(), Redis::start()) else { return };
+    let sentinel = Named::start(old.port, 5);
+    let server = support::Server::start_ours(&["--no-database"], &environment(sentinel.port));
+    server.until_output(&format!("Redis at 127.0.0.1:{} (master {MASTER}) is", old.port));
+    wait_until("it listens", PATIENCE, || sentinel.heard() == 1);
+    // A sentinel that was cut off names who was the master before.
+    let asked = sentinel.answers.load(Ordering::SeqCst);
+    sentinel.switch_unheard(new.port, 4);
+    wait_until("it listens and has asked again", PATIENCE, || {
+        sentinel.heard() == 1 && sentinel.answers.load(Ordering::SeqCst) > asked
+    });
+    wait_until("it is ready", PATIENCE, || server.get("/ready").status() == 200);
+    assert!(!server.output().contains("is lost"), "{}", server.output());
+    sentinel.switch_unheard(new.port, 6);
+    server.until_output(&format!("Redis at 127.0.0.1:{} (master {MASTER}) is back", new.port));
 }
 
 #[test]

@@ -39,9 +39,15 @@ pub struct Greeting {
     role: Role,
     client_id: Option<u64>,
     master: Option<HostPort>,
+    epoch: Option<u64>,
 }
 
 impl Greeting {
+    /// No commands yet, on a connection that has greeted.
+    pub fn more(role: Role) -> Greeting {
+        Greeting { expected: VecDeque::new(), role, client_id: None, master: None, epoch: None }
+    }
+
     /// The commands for that role.
     pub fn new(options: &Options, role: Role) -> (BytesMut, Greeting) {
         let mut out = BytesMut::new();
@@ -64,7 +70,7 @@ impl Greeting {
             encode(&mut out, &[b"CLIENT", b"ID"]);
             expected.push_back("CLIENT ID");
         }
-        (out, Greeting { expected, role, client_id: None, master: None })
+        (out, Greeting { expected, role, client_id: None, master: None, epoch: None })
     }
 
     /// Asks besides whether it is the master; a replica is an error then.
@@ -73,15 +79,22 @@ impl Greeting {
         self.expected.push_back("ROLE");
     }
 
-    /// Asks a sentinel besides who the master of that name is.
+    /// Asks a sentinel besides who the master of that name is, and since which epoch.
     pub fn ask_for_master(&mut self, out: &mut BytesMut, name: &str) {
         encode(out, &[b"SENTINEL", b"get-master-addr-by-name", name.as_bytes()]);
         self.expected.push_back("SENTINEL");
+        encode(out, &[b"SENTINEL", b"MASTER", name.as_bytes()]);
+        self.expected.push_back("SENTINEL MASTER");
     }
 
     /// The connection's number in `CLIENT LIST`, if Redis told it.
     pub fn client_id(&self) -> Option<u64> {
         self.client_id
+    }
+
+    /// The number of the failover that made it the master, if the sentinel told: a higher one is newer.
+    pub fn epoch(&self) -> Option<u64> {
+        self.epoch
     }
 
     /// Who the master is, if the sentinel knows.
@@ -108,6 +121,7 @@ impl Greeting {
         match frame {
             OwnedFrame::Integer(id) if command == "CLIENT ID" => self.client_id = u64::try_from(id).ok(),
             OwnedFrame::Array(parts) if command == "SENTINEL" => self.master = host_and_port(&parts),
+            OwnedFrame::Array(parts) if command == "SENTINEL MASTER" => self.epoch = config_epoch(&parts),
             OwnedFrame::Array(parts) if command == "ROLE" && is_replica(&parts) => {
                 return Err(ConnectError::NotMaster(options.address.clone()));
             }
@@ -118,9 +132,10 @@ impl Greeting {
                 let no_password =
                     text.contains("without any password") || text.contains("no password is set");
                 // Whoever may not ask for the role has to believe the sentinels.
-                let optional = (command.starts_with("CLIENT") || command == "ROLE")
-                    && !matches!(code, "NOAUTH" | "DENIED")
-                    && !text.contains("max number of clients");
+                let optional =
+                    (command.starts_with("CLIENT") || command == "ROLE" || command == "SENTINEL MASTER")
+                        && !matches!(code, "NOAUTH" | "DENIED")
+                        && !text.contains("max number of clients");
                 if command == "AUTH" && no_password {
                     // A sentinel gets the master's password where it has none of its own.
                     if self.role != Role::Sentinel {
@@ -160,6 +175,16 @@ fn host_and_port(parts: &[OwnedFrame]) -> Option<HostPort> {
     let [OwnedFrame::BulkString(host), OwnedFrame::BulkString(port)] = parts else { return None };
     let port = std::str::from_utf8(port).ok()?.parse().ok()?;
     Some(HostPort { host: String::from_utf8(host.clone()).ok()?, port })
+}
+
+/// The value of `config-epoch` among names and values.
+fn config_epoch(parts: &[OwnedFrame]) -> Option<u64> {
+    parts.chunks_exact(2).find_map(|pair| match pair {
+        [OwnedFrame::BulkString(name), OwnedFrame::BulkString(value)] if name == b"config-epoch" => {
+            std::str::from_utf8(value).ok()?.parse().ok()
+        }
+        _ => None,
+    })
 }
 
 /// What to do about an error that Redis answered.

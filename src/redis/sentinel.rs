@@ -10,13 +10,17 @@
 //! drops its clients), or a sentinel announces it (`+switch-master`), which also finds a master that was cut off
 //! from them and not from us. [`watch`] listens to all of them.
 //!
+//! An announcement may be missed while a sentinel is not listened to. So whenever it is listened to again it is asked who
+//! the master is; a sentinel that was cut off from the others names an old one, of a lower configuration epoch, and is
+//! not believed.
+//!
 //! Bounds: a connection to each sentinel; what they send is read 4 KiB at a time.
 //! Tested with three sentinels, a master and a replica in `tests/redis_sentinel.rs`.
 
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -45,6 +49,8 @@ pub struct Sentinels {
     tls: Option<Client>,
     /// Which of them is asked first: the one that answered last. Counts on beyond their number.
     first: AtomicUsize,
+    /// The epoch of the master that was named last; `u64::MAX` where the sentinel did not tell.
+    epoch: AtomicU64,
     /// The master that was connected to last.
     current: ArcSwapOption<HostPort>,
     /// The master that a sentinel has announced since somebody looked.
@@ -92,6 +98,7 @@ impl Sentinels {
             password: config.password.clone(),
             tls,
             first: AtomicUsize::new(0),
+            epoch: AtomicU64::new(u64::MAX),
             current: ArcSwapOption::empty(),
             announced: ArcSwapOption::empty(),
         }
@@ -123,6 +130,13 @@ impl Sentinels {
         announced.is_some_and(|master| self.current.load().as_ref() != Some(&master))
     }
 
+    /// Whether that is a newer master than the one that was connected to last.
+    fn is_newer(&self, named: &Named) -> bool {
+        let (master, epoch) = named;
+        self.current().is_some_and(|current| current != *master)
+            && epoch.is_some_and(|epoch| epoch > self.epoch.load(Relaxed))
+    }
+
     fn options(&self, at: &HostPort) -> Options {
         Options {
             address: address(at),
@@ -145,8 +159,9 @@ impl Sentinels {
             // One that swallows everything must not eat the time of the others.
             let share = left / u32::try_from(count - tried + 1).unwrap_or(2);
             match self.ask(at, Instant::now() + share) {
-                Ok(Some(master)) => {
+                Ok(Some((master, epoch))) => {
                     self.first.store(number, Relaxed);
+                    self.epoch.store(epoch.unwrap_or(u64::MAX), Relaxed);
                     return Ok(master);
                 }
                 Ok(None) => failures.push(format!("{} knows no master of that name", address(at))),
@@ -156,12 +171,13 @@ impl Sentinels {
         Err(ConnectError::NoMaster { name: self.master.clone(), failures: failures.join("; ") })
     }
 
-    fn ask(&self, at: &HostPort, deadline: Instant) -> Result<Option<HostPort>, ConnectError> {
+    fn ask(&self, at: &HostPort, deadline: Instant) -> Result<Option<Named>, ConnectError> {
         let options = self.options(at);
         let (mut out, mut greeting) = Greeting::new(&options, Role::Sentinel);
         greeting.ask_for_master(&mut out, &self.master);
         dialogue(&options, &out, &mut greeting, deadline)?;
-        Ok(greeting.into_master())
+        let epoch = greeting.epoch();
+        Ok(greeting.into_master().map(|master| (master, epoch)))
     }
 
     /// An error in words; the variables for the sentinels have names of their own.
@@ -181,6 +197,25 @@ impl Sentinels {
             other => other.to_string(),
         }
     }
+}
+
+/// A master as a sentinel names it, with its epoch if the sentinel tells.
+type Named = (HostPort, Option<u64>);
+
+/// Asks one sentinel who the master is, on a connection of its own; none where it does not say.
+async fn ask_again(sentinels: &Sentinels, options: &Options) -> Option<Named> {
+    let mut stream = connect_async(options, Role::Sentinel).await.ok()?.stream;
+    let (mut out, mut input) = (BytesMut::new(), BytesMut::with_capacity(4096));
+    let mut greeting = Greeting::more(Role::Sentinel);
+    greeting.ask_for_master(&mut out, &sentinels.master);
+    stream.write_all(&out).await.ok()?;
+    while !greeting.take(options, &mut input).ok()? {
+        if stream.read_buf(&mut input).await.ok()? == 0 {
+            return None;
+        }
+    }
+    let epoch = greeting.epoch();
+    greeting.into_master().map(|master| (master, epoch))
 }
 
 /// Listens to every sentinel for as long as the runtime lives; `wake` is called after a change of the master.
@@ -276,7 +311,13 @@ async fn listen(
                     {
                         return Deaf::Refused(tell(&options, text));
                     }
-                    is_subscribed = true;
+                    if !std::mem::replace(&mut is_subscribed, true)
+                        && let Ok(Some(named)) =
+                            timeout(CONNECT_TIMEOUT, ask_again(sentinels, &options)).await
+                        && sentinels.is_newer(&named)
+                    {
+                        changed(named.0);
+                    }
                     backoff.reset();
                     if let Some(master) = sentinels.announced(&frame) {
                         changed(master);
