@@ -181,6 +181,9 @@ impl Limits {
     }
 }
 
+/// With room for fewer clients than this the start warns: an instance of 50,000 accounts has about as many streams.
+pub const CLIENTS_FEW: usize = 1000;
+
 /// How long `/ready` waits for each thread to begin another turn. A turn takes milliseconds, even of a crowd.
 pub const THREAD_PATIENCE: Duration = Duration::from_secs(2);
 

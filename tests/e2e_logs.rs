@@ -82,6 +82,38 @@ fn a_servers_life_in_json() {
 }
 
 #[test]
+fn a_server_without_room_warns_at_its_start_and_when_it_begins_to_refuse() {
+    if !ours_alone() {
+        return;
+    }
+    let Some(world) = World::start() else { return };
+    let mut env = world.env.clone();
+    env.insert("LOG_FORMAT".into(), "json".into());
+    // Four clients fit beside what the server keeps for itself.
+    let server = Server::start_with_descriptors(104, &env);
+    until_line(&server, "warn", &["room for few clients", "LimitNOFILE"]);
+    let viewer = world.viewer("read");
+    let ask = || Ws::try_open(server.address(), "/?stream=user", &[("Authorization", &viewer.bearer())]);
+    let clients: Vec<Ws> = (0..4).map(|_| wait_for("a client is let in", PATIENCE, || ask().ok())).collect();
+    for _ in 0..20 {
+        assert!(matches!(ask(), Err((503, _))));
+    }
+    until_line(&server, "warn", &["the server is full", "LimitNOFILE"]);
+    assert_eq!(with(&lines(&server), "warn", &["the server is full"]), 1);
+    drop(clients);
+
+    env.insert("MAX_CONNECTIONS".into(), "1".into());
+    let server = Server::start(&env);
+    let _one = wait_for("a client is let in", PATIENCE, || {
+        Ws::try_open(server.address(), "/?stream=user", &[("Authorization", &viewer.bearer())]).ok()
+    });
+    let second = Ws::try_open(server.address(), "/?stream=user", &[("Authorization", &viewer.bearer())]);
+    assert!(matches!(second, Err((503, _))));
+    until_line(&server, "warn", &["the server is full", "raise MAX_CONNECTIONS"]);
+    assert_eq!(with(&lines(&server), "warn", &["room for few clients"]), 0, "it was asked for");
+}
+
+#[test]
 fn redis_lost_and_regained_is_a_line_each() {
     if !ours_alone() {
         return;

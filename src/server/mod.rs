@@ -2,6 +2,7 @@
 
 pub mod check;
 mod database;
+mod full;
 pub mod health;
 mod memory;
 mod pages;
@@ -292,6 +293,7 @@ async fn serve(mut config: Config, passed: Passed) -> Result<(), Failure> {
     }
     tokio::spawn(memory::watch(Arc::clone(&door), Arc::clone(&gate), counters, limits.clone()));
     let stage_stats = audience.as_ref().map(|audience| Arc::clone(&audience.stats));
+    tokio::spawn(full::watch(Arc::clone(&door), limits.clone(), clock));
     tokio::spawn(pauses::watch(ingest.stats(), stage_stats, Arc::clone(&gate), limits.clone(), clock));
     let presence = tokio::spawn(presence.run(ingest.commands()));
     if let Some(sentinels) = redis.sentinels() {
@@ -322,6 +324,7 @@ async fn serve(mut config: Config, passed: Passed) -> Result<(), Failure> {
         descriptors,
         "Tidegate starts"
     );
+    full::warn_if_small(&limits);
 
     if let Some(demo) = &demo {
         logging::print(&format!("{}\n", demo::banner(listener.address(), demo.broker_address())));
