@@ -193,7 +193,7 @@ variables! {
         MAX_CONNECTIONS = "0", "Clients in all; 0: as many as open files are allowed.";
         MAX_CONNECTIONS_PER_ADDRESS = "0", "Clients of one IPv4 address or IPv6 /64 network, as trusted proxies report it; 0: no limit.";
         MAX_DOOR_CONNECTIONS = "4096", "Connections that have not yet become a stream.";
-        MAX_SUBSCRIPTIONS = "200", "Streams on one WebSocket.";
+        MAX_SUBSCRIPTIONS = "200", "Streams on one WebSocket. The text of their tags together takes at most 128 bytes for each of so many.";
         CLIENT_MESSAGE_RATE = "50", "Messages, fragments and pings of any kind per second from one client …";
         CLIENT_MESSAGE_BURST = "1000", "… after so many at once.";
         SUBSCRIBE_RATE = "20", "Subscribe and unsubscribe messages per second and connection …";
