@@ -212,3 +212,71 @@ fn filter_results_that_nobody_reads_stay_within_the_budget() {
     assert!(most <= 2.0 * BUDGET, "{:.1} MiB of a budget of {:.1}", most / 1048576.0, BUDGET / 1048576.0);
     drop(unread);
 }
+
+/// PostgreSQL is away for longer than `AUDIENCE_TIMEOUT`, and more public statuses come than the budget holds: they are
+/// withheld, and home timelines go on as before.
+#[test]
+fn a_dead_database_never_stops_home_timelines() {
+    if !ours_alone() {
+        return;
+    }
+    let _alone = alone();
+    let settings = [("BACKPRESSURE_HIGH_BYTES", "1048576"), ("AUDIENCE_TIMEOUT", "2")];
+    let Some(world) = World::with_own_database(&settings) else { return };
+    let viewer = world.viewer("read");
+    let author = world.account();
+    let mut public = Sse::open(&world.server, "/api/v1/streaming/public", &viewer.token);
+    let mut home = Sse::open(&world.server, "/api/v1/streaming/user", &viewer.token);
+    world.redis.until_subscribed(&[PUBLIC.to_owned(), viewer.home()]);
+    let name = world.db.name.clone();
+    let admin = support::postgres::shared().unwrap().open("postgres");
+    admin.run(&format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false"));
+    admin.rows("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", &[&name]);
+    let post = || {
+        let mut status = status(fresh_id(), author);
+        status["content"] = "x".repeat(10_000).into();
+        message("update", &status)
+    };
+    world.publish(PUBLIC, &post());
+    world.server.until_output("AUDIENCE_TIMEOUT");
+    // Five times the budget, and a home timeline's message behind each hundred statuses.
+    let paused = || world.server.metric("tidegate_gate_paused_seconds_total", &[]).unwrap();
+    let before = paused();
+    for round in 0..5 {
+        let marker = round.to_string();
+        let mut messages: Vec<(&str, String)> = (0..100).map(|_| (PUBLIC, post())).collect();
+        let channel = viewer.home();
+        messages.push((&channel, text_message("delete", &marker)));
+        publish_at_once(&world, &messages);
+        let published = Instant::now();
+        home.expect("delete", &marker);
+        let late = published.elapsed();
+        assert!(late < Duration::from_secs(2), "round {round}: {late:?} late");
+    }
+    assert!(paused() - before < 1.0, "reading paused for {} s", paused() - before);
+    assert!(withheld(&world, "audience_timeout") >= 300.0);
+    assert_eq!(withheld(&world, "audience_overflow"), 0.0);
+    admin.run(&format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true"));
+    wait_until("statuses are decided again", PATIENCE, || {
+        let marker = fresh_id().to_string();
+        world.publish(PUBLIC, &post());
+        world.publish(PUBLIC, &text_message("delete", &marker));
+        !ids_until_any(&mut public, &marker).is_empty()
+    });
+}
+
+/// As [`ids_until`], past deletions of others.
+fn ids_until_any(sse: &mut Sse, end: &str) -> Vec<u64> {
+    let mut ids = Vec::new();
+    loop {
+        let event = sse.next();
+        if event.data == end {
+            return ids;
+        }
+        if let Ok(payload) = serde_json::from_str::<serde_json::Value>(&event.data)
+            && let Some(id) = payload["id"].as_str()
+        {
+            ids.push(id.parse().unwrap());
+        }
+    }
+}
