@@ -237,6 +237,52 @@ fn yaml_is_yaml() {
 }
 
 #[test]
+fn the_kubernetes_patch_reaches_the_deployments_of_both_charts() {
+    let Some(python) = tool("python3") else { return };
+    if !run(Command::new(&python).args(["-c", "import yaml"])).status.success() {
+        return left_out("needs python3-yaml");
+    }
+    let folder = Folder::new("kubernetes");
+    for (from, name) in [("dist", "kustomization.yaml"), ("tests", "all.yaml")] {
+        std::fs::copy(top(from).join("kubernetes").join(name), folder.path().join(name)).unwrap();
+    }
+    let json = |text: String| -> Vec<serde_json::Value> { serde_json::from_str(&text).unwrap() };
+    let patched =
+        json(succeeds(Command::new(&python).arg(top("tests/kubernetes/kustomize.py")).arg(folder.path())));
+    let named = |kind: &str, name: &str| {
+        let is =
+            |resource: &&serde_json::Value| resource["kind"] == kind && resource["metadata"]["name"] == name;
+        patched.iter().find(is).unwrap_or_else(|| panic!("no {kind} {name}"))
+    };
+    for name in ["mastodon-streaming", "social-mastodon-streaming"] {
+        let pod = &named("Deployment", name)["spec"]["template"]["spec"];
+        let container = &pod["containers"][0];
+        assert_eq!(container["command"], serde_json::json!(["/usr/local/bin/tidegate"]), "{name}");
+        let ready = serde_json::json!({"httpGet": {"path": "/ready", "port": "streaming"}});
+        assert_eq!(container["readinessProbe"], ready, "{name}");
+        assert_eq!(container["livenessProbe"]["httpGet"]["path"], "/api/v1/streaming/health", "{name}");
+        assert_eq!(pod["terminationGracePeriodSeconds"], 30, "{name}");
+    }
+    let count = |word: &str| serde_json::to_string(&patched).unwrap().matches(word).count();
+    assert_eq!((count("/usr/local/bin/tidegate"), count("terminationGrace")), (2, 2), "and no other");
+
+    // The program itself, where it is installed: Debian has none.
+    if let Some(kubectl) = program("kubectl") {
+        let text = succeeds(Command::new(kubectl).arg("kustomize").arg(folder.path()));
+        let file = folder.path().join("patched.yaml");
+        std::fs::write(&file, text).unwrap();
+        let load = "import json, sys, yaml\nprint(json.dumps(list(yaml.safe_load_all(open(sys.argv[1])))))";
+        let theirs = json(succeeds(Command::new(&python).args(["-c", load]).arg(file)));
+        for resource in &theirs {
+            let (kind, name) =
+                (resource["kind"].as_str().unwrap(), resource["metadata"]["name"].as_str().unwrap());
+            assert_eq!(resource["spec"], named(kind, name)["spec"], "{kind} {name}");
+        }
+        assert_eq!(theirs.len(), patched.len());
+    }
+}
+
+#[test]
 fn alert_rules_are_rules() {
     let Some(promtool) = tool("promtool") else { return };
     let rules = top("dist/prometheus/tidegate.rules.yml");

@@ -79,13 +79,18 @@ fn redis_is_found_by_each_variable() {
         ("REDIS_PASSWORD", "p@ss:/word"),
     ];
     // What is set; database, user and namespace that follow from it.
-    let cases: [(Set, &str, &str, &str); 7] = [
+    // 4.3.0 called it so.
+    let by_old_name = [&by_host[..3], &[("REDIS_USERNAME", "streaming")], &by_host[4..]].concat();
+    let by_both = [&by_host[..], &[("REDIS_USERNAME", "nobody")]].concat();
+    let cases: [(Set, &str, &str, &str); 9] = [
         (&[("REDIS_URL", &by_path)], "3", "default", ""),
         (&[("REDIS_URL", &bare)], "0", "default", ""),
         (&[("REDIS_URL", &with_login)], "2", "streaming", ""),
         (&[("REDIS_URL", &at), ("REDIS_DB", "9")], "0", "default", ""),
         (&[("REDIS_URL", &dead), ("STREAMING_REDIS_URL", &url)], "5", "default", ""),
         (&by_host, "4", "streaming", ""),
+        (&by_old_name, "4", "streaming", ""),
+        (&by_both, "4", "streaming", ""),
         (&[("REDIS_URL", &url), ("REDIS_NAMESPACE", "masto")], "5", "default", "masto:"),
     ];
     let mut redis = Some(redis);

@@ -132,7 +132,7 @@ fn fill(found: &mut Redis, url: Url) -> Result<(), &'static str> {
 
 fn from_variables(read: &mut Reader) -> Redis {
     let owned = |text: &str| text.to_owned();
-    let user = read.text(&variables::REDIS_USER).map(owned);
+    let user = read.first(&[&variables::REDIS_USER, &variables::REDIS_USERNAME]).map(|(_, text)| owned(text));
     let password = read.text(&variables::REDIS_PASSWORD).map(Secret::new);
     let db = read.number(&variables::REDIS_DB, 0, 0..=u32::MAX);
     let sentinels = read.text(&variables::REDIS_SENTINELS);

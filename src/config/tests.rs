@@ -200,6 +200,9 @@ fn sentinels() {
         assert_eq!((found.tls, found.master_tls), expected, "{value:?}");
     }
     assert_eq!(errors(&[set[0], set[1], ("REDIS_SENTINEL_TLS", "maybe")]).len(), 1);
+    let old_name = [set[0], set[1], ("REDIS_USERNAME", "v")];
+    let RedisEndpoint::Sentinel(found) = production(&old_name).redis.endpoint else { panic!("no sentinels") };
+    assert_eq!(found.user.as_deref(), Some("v"));
     let found = sentinel(&[("REDIS_SENTINEL_USERNAME", ""), ("REDIS_SENTINEL_PASSWORD", "")]);
     assert_eq!((found.user, found.password), (None, None));
     for wrong in [",", "a,b:x", "::1"] {

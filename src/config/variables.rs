@@ -124,6 +124,7 @@ variables! {
         REDIS_PORT = "6379", "TCP port, 1 to 65535.";
         REDIS_DB = "0", "Database number. Publishing ignores it, the keys that tell Rails who listens do not.";
         REDIS_USER = "", "User of Redis's access control lists.";
+        REDIS_USERNAME = "", "The same by the name that Mastodon 4.3.0 had for it. REDIS_USER wins.";
         REDIS_PASSWORD (secret) = "", "Password.";
         REDIS_SENTINELS = "", "Sentinels, as HOST[:PORT] separated by commas. Used together with REDIS_SENTINEL_MASTER, instead of REDIS_HOST and REDIS_PORT.";
         REDIS_SENTINEL_MASTER = "", "Name of the master that the sentinels watch.";
