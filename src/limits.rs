@@ -102,7 +102,18 @@ pub const DOOR_GRACE: Duration = Duration::from_secs(1);
 /// lets the response arrive, where a reset would destroy it.
 pub const LINGER_BYTES_MAX: usize = 256 * 1024;
 
-/// Header lines of a request (431): as many as Node reads. hyper's parser needs 64 bytes for each while it runs.
+/// What the program takes without any budget, in bytes: 8 MiB, and as much for some thousand idle clients.
+pub const PROGRAM_BYTES: usize = 16 << 20;
+
+/// How many times `BACKPRESSURE_HIGH_BYTES` the messages may take in the worst case: what is being read, and the tails
+/// of frames, come on top.
+pub const HELD_BYTES_FACTOR: usize = 2;
+
+/// The least that a budget is made by itself, however little memory there is: a few hundred usual messages.
+pub const BUDGET_BYTES_MIN: usize = 1 << 20;
+
+/// Header lines of a request (431): as many as Node reads. hyper's parser takes two blocks of 32 bytes a line while
+/// it runs; each is below the 64 KiB from which the allocator makes a mapping.
 pub const HEADER_LINES_MAX: usize = 2000;
 
 /// Of a request with more headers than this, only those that are read are kept while it is served: a table of

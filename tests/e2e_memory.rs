@@ -1,142 +1,131 @@
-//! Memory comes back: after clients have come and gone by the thousand, and after clients that held as much text as they
-//! may have left. The long form is `cargo bench --bench load -- churn`.
-//!
-//! What counts is anonymous memory: a file's pages are the program itself.
+//! The memory that the process may use, in a real control group: the budgets are chosen by it, and `check` and the log
+//! say which and why.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
-use serde_json::json;
-use support::http::request;
-use support::machine::PATIENCE;
-use support::ws::{RawWs, upgrade};
-use support::{Server, World, ours_alone, wait_until};
+use support::machine::{PATIENCE, wait_for};
+use support::posts::text_message;
+use support::server::Env;
+use support::{Server, Sse, World, left_out, ours_alone, wait_until};
 
-/// A server that does nothing else has given memory back by then, on a machine that does.
-const GIVEN_BACK: Duration = Duration::from_secs(60);
+/// A control group of the test's own, with a limit on its memory. Removed when it is empty.
+struct Group(PathBuf);
 
-fn anonymous_kib(server: &Server) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", server.pid())).unwrap_or_default();
-    let line = text.lines().find(|line| line.starts_with("Anonymous:")).unwrap_or_default();
-    line.split_whitespace().nth(1).and_then(|text| text.parse().ok()).expect("proc(5)")
+impl Group {
+    /// None where no group may be made.
+    fn with(limit_bytes: usize) -> Option<Group> {
+        // Version 1, then version 2.
+        let tops = [("memory/", "memory.limit_in_bytes"), ("", "memory.max")];
+        for (number, (top, file)) in tops.iter().enumerate() {
+            let name = format!("{top}tidegate-test-{}-{limit_bytes}-{number}", std::process::id());
+            let group = Group(Path::new("/sys/fs/cgroup").join(name));
+            if std::fs::create_dir(&group.0).is_ok()
+                && std::fs::write(group.0.join(file), limit_bytes.to_string()).is_ok()
+            {
+                return Some(group);
+            }
+        }
+        left_out("needs a control group for memory that this user may make");
+        None
+    }
+
+    /// Runs the program in it.
+    fn run(&self, arguments: &str, env: &Env) -> Server {
+        let script = format!("echo $$ >{}/cgroup.procs && exec \"$0\" {arguments}", self.0.display());
+        Server::spawn_by(&script, Stdio::null(), env)
+    }
 }
 
-/// Waits until the server has at most so much.
-#[track_caller]
-fn until_anonymous(server: &Server, kib_max: u64, what: &str) {
-    let least = std::cell::Cell::new(u64::MAX);
-    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        wait_until(what, GIVEN_BACK, || {
-            least.set(least.get().min(anonymous_kib(server)));
-            std::thread::park_timeout(Duration::from_millis(200));
-            least.get() <= kib_max
-        });
-    }));
-    assert!(result.is_ok(), "{what}: at least {} KiB stayed, at most {kib_max} are allowed", least.get());
-}
-
-/// So many clients connect, 64 at a time. Gives their sockets, each with the first bytes of its response read.
-fn crowd(world: &World, accounts: support::world::Accounts, numbers: std::ops::Range<u64>) -> Vec<TcpStream> {
-    let mut crowd = Vec::new();
-    for batch in numbers.collect::<Vec<u64>>().chunks(64) {
-        let began = crowd.len();
-        crowd.extend(batch.iter().map(|n| {
-            let bearer = format!("Bearer {}", accounts.token(n % ACCOUNTS + 1));
-            let headers = [("Authorization", bearer.as_str())];
-            let request = match n % 3 {
-                0 => upgrade("/api/v1/streaming?stream=user", &headers),
-                1 => request("GET", "/api/v1/streaming/public/local", &headers),
-                _ => request("GET", &format!("/api/v1/streaming/hashtag?tag=tag{n}"), &headers),
-            };
-            let mut socket = TcpStream::connect(world.server.address()).unwrap();
-            socket.set_read_timeout(Some(PATIENCE)).unwrap();
-            socket.write_all(request.as_bytes()).unwrap();
-            socket
-        }));
-        for socket in &mut crowd[began..] {
-            let mut head = [0; 12];
-            socket.read_exact(&mut head).unwrap();
-            assert!(head.ends_with(b"101") || head.ends_with(b"200"), "{:?}", String::from_utf8_lossy(&head));
+impl Drop for Group {
+    fn drop(&mut self) {
+        // A process that was just killed may still be in it.
+        for _ in 0..500 {
+            match std::fs::remove_dir(&self.0) {
+                Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => {
+                    std::thread::park_timeout(std::time::Duration::from_millis(2));
+                }
+                _ => return,
+            }
         }
     }
-    crowd
 }
 
-const ACCOUNTS: u64 = 1000;
+fn with(env: &Env, more: &[(&str, &str)]) -> Env {
+    let mut env = env.clone();
+    env.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+    env
+}
 
-#[test]
-fn memory_of_clients_that_came_and_went_comes_back() {
-    const WAVES: u64 = 4;
-    const CLIENTS: u64 = 5000;
-    /// Code that ran for the first time, connections to PostgreSQL, and pages that are not all free.
-    const MORE_KIB: u64 = 1500;
-    if !ours_alone() {
-        return;
-    }
-    let Some(world) = World::with(&[]) else { return };
-    let accounts = world.accounts(ACCOUNTS);
-    let fresh = anonymous_kib(&world.server);
-    for wave in 0..WAVES {
-        drop(crowd(&world, accounts, wave * CLIENTS..(wave + 1) * CLIENTS));
-        world.until_empty();
-    }
-    until_anonymous(
-        &world.server,
-        fresh + MORE_KIB,
-        "the memory of clients that came and went is given back",
-    );
+/// The high mark that is in force.
+fn high_bytes(server: &Server) -> f64 {
+    server.metric("tidegate_backlog_high_bytes", &[]).expect("a metric")
 }
 
 #[test]
-fn tags_of_clients_are_bounded_and_their_memory_comes_back() {
-    const CLIENTS: u32 = 24;
-    const TAGS: u32 = 200;
-    const PER_CLIENT_KIB: u64 = 128;
+fn small_memory_makes_small_budgets() {
     if !ours_alone() {
         return;
     }
-    // A client asks for all of them at once, and for an answer now and then.
-    let Some(world) = World::with(&[("SUBSCRIBE_BURST", "300")]) else { return };
+    let Some(world) = World::start() else { return };
+    let Some(group) = Group::with(64 << 20) else { return };
+    let mib = f64::from(1 << 20);
+    assert_eq!(high_bytes(&world.server), 16.0 * mib);
+    let chosen = "so BACKPRESSURE_HIGH_BYTES=12MiB and FILTER_CACHE_BYTES=12MiB are chosen";
+    let name = group.0.file_name().unwrap().to_str().unwrap();
+
+    let server = group.run("", &world.env).listening();
+    server.until_output("this process may use 64MiB (memory.");
+    server.until_output(&format!("of the control group /{name}), {chosen}"));
+    assert_eq!(high_bytes(&server), 12.0 * mib);
+    // Much for a client that does not read, and the process lives on.
     let viewer = world.viewer("read");
-    // One client of the same kind comes first, so that what everybody shares is there.
-    let before = {
-        drop(with_tags(&world, &viewer.token, 0, TAGS));
-        world.until_empty();
-        anonymous_kib(&world.server)
-    };
-    let clients: Vec<RawWs> = (1..=CLIENTS).map(|n| with_tags(&world, &viewer.token, n, TAGS)).collect();
-    let held = anonymous_kib(&world.server).saturating_sub(before);
-    assert!(
-        held <= u64::from(CLIENTS) * PER_CLIENT_KIB,
-        "{CLIENTS} clients with {TAGS} tags hold {held} KiB"
-    );
-    drop(clients);
-    world.until_empty();
-    until_anonymous(&world.server, before + 1024, "the memory of their tags is given back when they leave");
+    let mut slow = Sse::open(&server, "/api/v1/streaming/user", &viewer.token);
+    let long = text_message("delete", &"x".repeat(256 << 10));
+    for _ in 0..400 {
+        world.publish(&viewer.home(), &long);
+    }
+    slow.connection.until_closed();
+    assert_eq!(server.get("/api/v1/streaming/health").text(), "OK");
+    drop(server);
+
+    // What is set stays, with a warning.
+    let large = with(&world.env, &[("BACKPRESSURE_HIGH_BYTES", "40MiB"), ("PORT", "0")]);
+    let server = group.run("", &large).listening();
+    let warned = "WARN this process may use 64MiB";
+    server.until_output(warned);
+    server.until_output("needs up to 108MiB with BACKPRESSURE_HIGH_BYTES=40MiB and FILTER_CACHE_BYTES=12MiB");
+    assert_eq!(high_bytes(&server), 40.0 * mib);
+    drop(server);
+
+    // `check` says the same.
+    for (env, verdict, words) in
+        [(&world.env, "ok    Memory: ", chosen), (&large, "warn  Memory: ", "needs up to 108MiB")]
+    {
+        let mut checking = group.run("check", env);
+        checking.until_exit();
+        let line = wait_for("the verdict", PATIENCE, || {
+            checking.output().lines().find(|line| line.starts_with(verdict)).map(str::to_owned)
+        });
+        assert!(line.contains("64MiB") && line.contains(words), "{line}");
+    }
 }
 
-/// A client that has asked for streams of so many tags, each of 500 control characters: nothing in the channel's name,
-/// six times as long in the JSON of each message. Everything it asked for is answered.
-fn with_tags(world: &World, token: &str, client: u32, tags: u32) -> RawWs {
-    let mut raw = RawWs::open(&world.server, "/", token);
-    let ask = |tag: u32| {
-        let tag = format!("t{client}x{tag}{}", "\u{1}".repeat(500));
-        RawWs::encode(
-            0x81,
-            json!({"type": "subscribe", "stream": "hashtag", "tag": tag}).to_string().as_bytes(),
-        )
-    };
-    let numbers: Vec<u32> = (0..tags).collect();
-    for part in numbers.chunks(20) {
-        // Messages take effect in the order in which they are sent, and this one has an answer.
-        let last = RawWs::encode(0x81, br#"{"type":"unsubscribe","stream":"nonsense"}"#);
-        raw.connection.send(&part.iter().flat_map(|tag| ask(*tag)).chain(last).collect::<Vec<u8>>());
-        while raw.next_text() != r#"{"error":"Error unsubscribing from channel"}"# {}
+#[test]
+fn bound_on_addresses_is_a_limit_too() {
+    if !ours_alone() {
+        return;
     }
-    raw
+    let Some(world) = World::start() else { return };
+    let mut checking = Server::spawn_by("ulimit -v 131072; exec \"$0\" check", Stdio::null(), &world.env);
+    checking.until_exit();
+    wait_until("the verdict is printed", PATIENCE, || {
+        let output = checking.output();
+        let mut lines = output.lines().filter(|line| line.contains("Memory: "));
+        lines.any(|line| line.contains("(RLIMIT_AS)") && line.contains("are chosen"))
+    });
 }

@@ -1,12 +1,20 @@
 //! The variables of [`Limits`], with the range of each. Lower ends are what still works (tests use small
 //! values), upper ends are what is certainly a mistake.
 
+use super::memory::BudgetsSet;
 use super::read::Reader;
 use super::variables as v;
 use crate::limits::{Limits, SUBSCRIPTIONS_MAX};
 
 const HOUR_MS: u64 = 3_600_000;
 const GIB: usize = 1 << 30;
+
+pub(super) fn budgets_set(read: &Reader) -> BudgetsSet {
+    BudgetsSet {
+        backpressure: read.text(&v::BACKPRESSURE_HIGH_BYTES).is_some(),
+        filters: read.text(&v::FILTER_CACHE_BYTES).is_some(),
+    }
+}
 
 pub(super) fn limits(read: &mut Reader) -> Limits {
     let d = Limits::default();

@@ -16,6 +16,7 @@ pub mod dotenv;
 mod env;
 mod limits;
 mod listen;
+mod memory;
 mod proxies;
 mod read;
 mod redis;
@@ -30,6 +31,7 @@ mod tests;
 pub use database::{ClientCert, Database, DatabaseHost, DatabaseTls, RootCerts, SslMode};
 pub use env::{Env, Environment, Note, current_user, journal_stream};
 pub use listen::{HostPort, Listen};
+pub use memory::{BudgetsSet, Fit, MemoryLimit};
 pub use proxies::{Network, TrustedProxies};
 pub use read::{ConfigError, Secret};
 pub use redis::{Redis, RedisEndpoint, Sentinel};
@@ -75,6 +77,8 @@ pub struct Config {
     pub traces: Option<Traces>,
     /// Bounds and intervals.
     pub limits: Limits,
+    /// Which budgets among the limits are set.
+    pub budgets_set: BudgetsSet,
 }
 
 /// Settings for every TLS connection.
@@ -162,6 +166,7 @@ impl Config {
             #[cfg(feature = "otel")]
             traces: traces::traces(read),
             limits: limits::limits(read),
+            budgets_set: limits::budgets_set(read),
         };
         let errors = reader.into_errors();
         if errors.is_empty() { Ok(config) } else { Err(errors) }

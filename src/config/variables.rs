@@ -170,7 +170,7 @@ variables! {
         STATUS_PUBLIC = "false", "Whether anyone may see the status pages: true or false. Otherwise the main port shows them to direct local requests only.";
     }
     Delivery {
-        BACKPRESSURE_HIGH_BYTES = "16MiB", "Undelivered messages of all clients together. Over it reading from Redis pauses; at half of it, it goes on. Sizes may end in KiB, MiB or GiB.";
+        BACKPRESSURE_HIGH_BYTES = "16MiB", "Undelivered messages of all clients together. Over it reading from Redis pauses; at half of it, it goes on. Default: less where the process may use less than 80 MiB. Sizes may end in KiB, MiB or GiB.";
         MAX_MESSAGE_BYTES = "8MiB", "A longer message is skipped; the clients of its channel are closed and told.";
         SLOW_CLIENT_GRACE = "5", "Seconds that a client may hold old messages back without finishing one, and that any pause may last.";
         DOOR_TIMEOUT = "10", "Seconds that a newcomer or a subscription waits for Redis and PostgreSQL. An attempt to connect takes at most a quarter of them, an answer a third, so that a retry fits in.";
@@ -179,7 +179,7 @@ variables! {
         DRAIN_SECONDS = "10", "Seconds over which clients are closed at shutdown.";
         AUDIENCE_TIMEOUT = "10", "Seconds without an answer from PostgreSQL on who must not see a public status, after which nobody gets it.";
         LOCAL_ONLY_ON_PUBLIC = "false", "true or false. true: the streams public and public:media show local-only posts to everybody who is signed in, as Hometown does; false: only to clients that ask for it, as in glitch-soc.";
-        FILTER_CACHE_BYTES = "32MiB", "Memory for the compiled custom filters of all accounts.";
+        FILTER_CACHE_BYTES = "32MiB", "Memory for the compiled custom filters of all accounts. Default: less where the process may use less than 144 MiB.";
     }
     Keepalive {
         SSE_HEARTBEAT_SECONDS = "15", "Seconds between the comments that keep a Server-Sent Events response alive.";

@@ -5,6 +5,7 @@ mod database;
 mod full;
 pub mod health;
 mod memory;
+mod memory_limit;
 mod pages;
 mod pauses;
 mod sources;
@@ -21,7 +22,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::clock::Clock;
-use crate::config::{Config, DatabaseHost, Listen, Mode, Redis};
+use crate::config::{Config, DatabaseHost, Fit, Listen, Mode, Redis};
 use crate::core::gate::Gate;
 use crate::core::handover::{Delivery, Viewer};
 use crate::core::mailbox::Mailbox;
@@ -84,6 +85,11 @@ async fn serve(mut config: Config, passed: Passed) -> Result<(), Failure> {
         config.redis = Redis::at(demo.broker_address());
     }
     let redis = redis_options(&config)?;
+    match config.fit_memory(memory_limit::own().as_ref()) {
+        Fit::Fits => {}
+        Fit::Reduced(text) => tracing::info!("{text}"),
+        Fit::TooSmall(text) => tracing::warn!("{text}"),
+    }
     let mut limits = config.limits.clone();
     limits.sockets_max = usize::try_from(clients_allowed(descriptors)).unwrap_or(usize::MAX);
     if limits.connections_max == 0 {

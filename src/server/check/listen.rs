@@ -4,9 +4,10 @@ use std::path::Path;
 
 use super::Report;
 use super::units::{self, Activation, Service};
-use crate::config::{Config, Listen, current_user};
+use crate::config::{Config, Fit, Listen, current_user};
 use crate::door::{Address, ListenError, Listener};
 use crate::server::health;
+use crate::server::memory_limit;
 use crate::server::{clients_allowed, listen_address, raise_descriptor_limit};
 
 /// Fewer clients than this are worth a warning: browsers and apps of a few dozen people.
@@ -31,6 +32,7 @@ pub(super) fn check(report: &mut Report<'_>, config: &Config) {
         runs_as_the_service(report, service);
     }
     files(report, config, service.as_ref());
+    memory(report, config, service.as_ref());
 }
 
 /// A check of another user or in another directory reads another settings file, with other rights.
@@ -56,6 +58,20 @@ fn runs_as_the_service(report: &mut Report<'_>, service: &Service) {
                 here.display(),
             ),
         );
+    }
+}
+
+/// Whether the budgets fit into the memory that the process may use: by the unit's limits where there is a unit.
+fn memory(report: &mut Report<'_>, config: &Config, service: Option<&Service>) {
+    let about = "Memory";
+    let limit = match service {
+        Some(service) => memory_limit::of_unit(service.memory.clone()),
+        None => memory_limit::own(),
+    };
+    match config.clone().fit_memory(limit.as_ref()) {
+        Fit::Fits => report.ok(about, "there is enough for BACKPRESSURE_HIGH_BYTES and FILTER_CACHE_BYTES"),
+        Fit::Reduced(text) => report.ok(about, text),
+        Fit::TooSmall(text) => report.warn(about, text),
     }
 }
 

@@ -15,8 +15,9 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 
-use crate::config::Listen;
+use crate::config::{Listen, MemoryLimit};
 use crate::limits::{CHECK_SYSTEMD_BYTES_MAX as ANSWER_BYTES_MAX, CHECK_SYSTEMD_TIME as ANSWER_TIME};
+use crate::server::memory_limit::of_property;
 
 /// Exists where systemd is PID 1 (sd_booted(3)).
 const BOOTED: &str = "/run/systemd/system";
@@ -30,6 +31,8 @@ pub(super) struct Service {
     pub name: String,
     /// `LimitNOFILE=`; none is infinity.
     pub files_max: Option<u64>,
+    /// The limits on its memory, by `MemoryMax=` and its like.
+    pub memory: Vec<MemoryLimit>,
     /// `User=`; empty is root.
     pub user: String,
     /// `WorkingDirectory=`; may be empty.
@@ -56,6 +59,10 @@ pub(super) fn service(listen: &Listen) -> Option<Service> {
         "UnitFileState",
         "Type",
         "LimitNOFILE",
+        "LimitAS",
+        "MemoryMax",
+        "MemoryHigh",
+        "MemoryLimit",
         "User",
         "WorkingDirectory",
     ];
@@ -75,8 +82,12 @@ fn choose(units: &[Unit]) -> Option<Service> {
     let serves = |unit: &&Unit| first(unit, "LoadState") == "loaded" && first(unit, "Type") != "oneshot";
     // Of several with one rank, `max_by_key` takes the last.
     let unit = units.iter().rev().filter(serves).max_by_key(rank)?;
+    let name = first(unit, "Id");
+    let memory = ["MemoryMax", "MemoryHigh", "MemoryLimit", "LimitAS"];
+    let memory = memory.iter().filter_map(|property| of_property(property, first(unit, property), name));
     Some(Service {
-        name: first(unit, "Id").to_owned(),
+        name: name.to_owned(),
+        memory: memory.collect(),
         files_max: first(unit, "LimitNOFILE").parse().ok(),
         user: first(unit, "User").to_owned(),
         directory: first(unit, "WorkingDirectory").trim_start_matches('!').to_owned(),
@@ -279,7 +290,9 @@ mod tests {
             )
         };
         let ours = |active: &str, enabled: &str| {
-            block("tidegate.service", "loaded", active, enabled, "LimitNOFILE=512\nType=notify")
+            let memory = "MemoryMax=67108864\nMemoryHigh=infinity\nMemoryLimit=infinity\nLimitAS=infinity";
+            let more = format!("LimitNOFILE=512\nType=notify\n{memory}");
+            block("tidegate.service", "loaded", active, enabled, &more)
         };
         let wrapper =
             block("mastodon-streaming.service", "loaded", "active", "enabled", "Type=oneshot\nLimitNOFILE=1");
@@ -301,6 +314,7 @@ mod tests {
             Some(Service {
                 name: "tidegate.service".into(),
                 files_max: Some(512),
+                memory: vec![MemoryLimit { bytes: 64 << 20, source: "MemoryMax of tidegate.service".into() }],
                 user: "mastodon".into(),
                 directory: "/home/mastodon/live".into(),
             })
