@@ -9,7 +9,8 @@ use std::path::Path;
 mod bodies;
 
 use bodies::{
-    env, event, filter, hashtag, html_text, http, pg_rows, query, resp, ring, ws_decode, ws_session,
+    accept, broker, client_list, env, event, filter, hashtag, html_text, http, pg_rows, query, resp, ring,
+    sentinel, ws_decode, ws_session,
 };
 
 /// Runs `body` on every file of the target's corpus, and on every prefix of the small ones.
@@ -27,6 +28,21 @@ fn replay(target: &str, body: fn(&[u8])) {
         inputs += 1;
     }
     assert!(inputs > 0, "{} has no seeds", folder.display());
+}
+
+#[test]
+fn accept_corpus() {
+    replay("accept", accept::run);
+}
+
+#[test]
+fn broker_corpus() {
+    replay("broker", broker::run);
+}
+
+#[test]
+fn client_list_corpus() {
+    replay("client_list", client_list::run);
 }
 
 #[test]
@@ -77,6 +93,11 @@ fn resp_corpus() {
 #[test]
 fn ring_corpus() {
     replay("ring", ring::run);
+}
+
+#[test]
+fn sentinel_corpus() {
+    replay("sentinel", sentinel::run);
 }
 
 #[test]

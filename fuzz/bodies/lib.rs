@@ -4,6 +4,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+pub mod accept;
+pub mod broker;
+pub mod client_list;
 pub mod env;
 pub mod event;
 pub mod filter;
@@ -16,5 +19,6 @@ pub mod pg_rows;
 pub mod query;
 pub mod resp;
 pub mod ring;
+pub mod sentinel;
 pub mod ws_decode;
 pub mod ws_session;

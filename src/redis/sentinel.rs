@@ -302,15 +302,12 @@ async fn listen(
             }
         }
         loop {
-            match decode_answer(&input) {
-                Ok(Some((frame, used))) => {
-                    let _ = input.split_to(used);
-                    // An error later on is an answer all the same: to PING.
-                    if let OwnedFrame::Error(text) = &frame
-                        && !is_subscribed
-                    {
-                        return Deaf::Refused(tell(&options, text));
-                    }
+            match take_pushed(&mut input, &sentinels.master) {
+                Pushed::Nothing => break,
+                Pushed::Strange => return Deaf::Strange,
+                // An error later on is an answer all the same: to PING.
+                Pushed::Error(text) if !is_subscribed => return Deaf::Refused(tell(&options, &text)),
+                pushed => {
                     if !std::mem::replace(&mut is_subscribed, true)
                         && let Ok(Some(named)) =
                             timeout(CONNECT_TIMEOUT, ask_again(sentinels, &options)).await
@@ -319,31 +316,58 @@ async fn listen(
                         changed(named.0);
                     }
                     backoff.reset();
-                    if let Some(master) = sentinels.announced(&frame) {
+                    if let Pushed::Master(master) = pushed {
                         changed(master);
                     }
                 }
-                Ok(None) if input.len() <= MESSAGE_BYTES_MAX => break,
-                _ => return Deaf::Strange,
             }
         }
     }
 }
 
-impl Sentinels {
-    /// Who our master is now, if that message says it.
-    fn announced(&self, frame: &OwnedFrame) -> Option<HostPort> {
-        let OwnedFrame::Array(parts) = frame else { return None };
-        let [OwnedFrame::BulkString(kind), _, OwnedFrame::BulkString(text)] = parts.as_slice() else {
-            return None;
-        };
-        // NAME OLD-ADDRESS OLD-PORT NEW-ADDRESS NEW-PORT
-        let text = String::from_utf8_lossy(text);
-        let words: Vec<&str> = text.split(' ').collect();
-        let [name, _, _, host, port] = words.as_slice() else { return None };
-        let is_ours = kind == b"message" && *name == self.master;
-        is_ours.then_some(HostPort { host: (*host).to_owned(), port: port.parse().ok()? })
+/// What a sentinel sent next on a connection that listens to it.
+#[doc(hidden)]
+#[derive(PartialEq, Eq, Debug)]
+pub enum Pushed {
+    /// Nothing whole yet.
+    Nothing,
+    /// That is our master now.
+    Master(HostPort),
+    /// Something else.
+    Other,
+    /// An error.
+    Error(String),
+    /// Bytes that are not its protocol, or too many of them.
+    Strange,
+}
+
+/// Takes the next message off `input`. Public for the fuzz target.
+#[doc(hidden)]
+pub fn take_pushed(input: &mut BytesMut, master: &str) -> Pushed {
+    let (frame, used) = match decode_answer(input) {
+        Ok(Some(found)) => found,
+        Ok(None) if input.len() <= MESSAGE_BYTES_MAX => return Pushed::Nothing,
+        _ => return Pushed::Strange,
+    };
+    let _ = input.split_to(used);
+    match frame {
+        OwnedFrame::Error(text) => Pushed::Error(text.to_string()),
+        frame => announced(&frame, master).map_or(Pushed::Other, Pushed::Master),
     }
+}
+
+/// Who the master of that name is now, if that message says it.
+fn announced(frame: &OwnedFrame, master: &str) -> Option<HostPort> {
+    let OwnedFrame::Array(parts) = frame else { return None };
+    let [OwnedFrame::BulkString(kind), _, OwnedFrame::BulkString(text)] = parts.as_slice() else {
+        return None;
+    };
+    // NAME OLD-ADDRESS OLD-PORT NEW-ADDRESS NEW-PORT
+    let text = String::from_utf8_lossy(text);
+    let words: Vec<&str> = text.split(' ').collect();
+    let [name, _, _, host, port] = words.as_slice() else { return None };
+    let is_ours = kind == b"message" && *name == master;
+    is_ours.then_some(HostPort { host: (*host).to_owned(), port: port.parse().ok()? })
 }
 
 #[cfg(test)]
@@ -376,7 +400,7 @@ mod tests {
         let master = |host: &str, port| HostPort { host: host.into(), port };
         sentinels.set_current(master("10.0.0.2", 6379));
         assert_eq!(sentinels.to_string(), "10.0.0.2:6379 (master mymaster)");
-        let announced = |text| sentinels.announced(&message(text));
+        let announced = |text| announced(&message(text), sentinels.master());
         assert_eq!(announced("other 10.0.0.1 6379 10.0.0.3 6379"), None);
         assert_eq!(announced("mymaster 10.0.0.1"), None);
         assert_eq!(announced("mymaster 10.0.0.2 6379 10.0.0.2 x"), None);

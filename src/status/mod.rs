@@ -31,6 +31,8 @@ use crate::core::report::{Probe, ReactorReport, Wanted};
 
 #[cfg(feature = "stub_status")]
 pub use live::Live;
+#[doc(hidden)]
+pub use pages::{Form, chosen_form};
 pub use process::{Process, ProcessStats};
 pub use snapshot::{Snapshot, Sources};
 

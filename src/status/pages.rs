@@ -37,11 +37,17 @@ pub enum Form {
     Json,
 }
 
-pub(crate) fn find(path: &str, accept: Option<&str>, listener: Listener) -> Option<Page> {
+/// The form that an `Accept` header asks for; none is HTML. Public for the fuzz target.
+#[doc(hidden)]
+pub fn chosen_form(accept: Option<&str>) -> Option<Form> {
     let wanted = Preference::of(accept);
-    let form = if wanted.json > wanted.text { Form::Json } else { Form::Text };
+    (wanted.html <= wanted.text.max(wanted.json)).then_some(wanted.plain())
+}
+
+pub(crate) fn find(path: &str, accept: Option<&str>, listener: Listener) -> Option<Page> {
+    let form = Preference::of(accept).plain();
     Some(match path {
-        "/status" if wanted.html > wanted.text.max(wanted.json) => Page::ToPeople,
+        "/status" if chosen_form(accept).is_none() => Page::ToPeople,
         "/status" => Page::Status(form),
         "/status/" => Page::People,
         "/status/stream" => Page::Live(listener),
@@ -126,6 +132,11 @@ struct Preference {
 }
 
 impl Preference {
+    /// The form of a page that there is not in HTML.
+    fn plain(&self) -> Form {
+        if self.json > self.text { Form::Json } else { Form::Text }
+    }
+
     fn of(accept: Option<&str>) -> Preference {
         let mut wanted = Preference::default();
         for (place, range) in accept.unwrap_or("*/*").split(',').enumerate() {

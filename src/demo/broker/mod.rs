@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::io::{self, IoSlice};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
 use redis_protocol::resp2::decode::decode_range;
@@ -146,7 +146,10 @@ async fn converse(shared: &Shared, id: ClientId, stream: &TcpStream, notify: &No
                 ready?;
                 match stream.try_read_buf(&mut input) {
                     Ok(0) => return Ok(()),
-                    Ok(_) => flow = take_commands(shared, id, &mut parser, &mut input),
+                    Ok(_) => {
+                        let store = &mut shared.store.borrow_mut();
+                        flow = take_commands(store, id, &mut parser, &mut input, shared.start.elapsed());
+                    }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     Err(error) => return Err(error),
                 }
@@ -161,21 +164,66 @@ async fn converse(shared: &Shared, id: ClientId, stream: &TcpStream, notify: &No
     }
 }
 
-fn take_commands(shared: &Shared, id: ClientId, parser: &mut Parser, input: &mut BytesMut) -> Flow {
+fn take_commands(
+    store: &mut Store,
+    id: ClientId,
+    parser: &mut Parser,
+    input: &mut BytesMut,
+    now: Duration,
+) -> Flow {
     loop {
         match parser.next(input) {
             Ok(Some(command)) => {
-                let flow = shared.store.borrow_mut().execute(id, &command, shared.start.elapsed());
-                if flow == Flow::Close {
+                if store.execute(id, &command, now) == Flow::Close {
                     return Flow::Close;
                 }
             }
             Ok(None) => return Flow::Continue,
             Err(problem) => {
-                shared.store.borrow_mut().refuse(id, problem);
+                store.refuse(id, problem);
                 return Flow::Close;
             }
         }
+    }
+}
+
+/// The broker and its clients without sockets. Public for the fuzz target.
+#[doc(hidden)]
+#[derive(Default)]
+pub struct Conversation {
+    store: Store,
+    inputs: HashMap<ClientId, (Parser, BytesMut)>,
+}
+
+#[doc(hidden)]
+impl Conversation {
+    /// A new client.
+    pub fn connect(&mut self) -> u64 {
+        let id = self.store.connect("127.0.0.1:1".to_owned());
+        self.inputs.insert(id, (Parser::default(), BytesMut::new()));
+        id
+    }
+
+    /// Takes a client's bytes; false when its connection is to be closed.
+    pub fn send(&mut self, id: u64, bytes: &[u8]) -> bool {
+        let Some((parser, input)) = self.inputs.get_mut(&id) else { return false };
+        input.extend_from_slice(bytes);
+        let flow = take_commands(&mut self.store, id, parser, input, Duration::ZERO);
+        flow == Flow::Continue && !self.store.is_dropped(id)
+    }
+
+    /// All that waits for a client.
+    pub fn take_output(&mut self, id: u64) -> Vec<u8> {
+        let waiting = self.store.outbox(id).map(|pieces| pieces.iter().flatten().copied().collect());
+        let bytes: Vec<u8> = waiting.unwrap_or_default();
+        self.store.written(id, bytes.len());
+        bytes
+    }
+}
+
+impl std::fmt::Debug for Conversation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Conversation({} clients)", self.inputs.len())
     }
 }
 
