@@ -24,8 +24,8 @@
 //!
 //! [`proto`] (bytes and meaning) and [`core`] (decisions) are pure: no sockets, no clock, no threads; they
 //! import no other room. The rooms at the edges import them and never each other; [`server`] is where they
-//! meet, by mailboxes and closures. [`config`] and [`limits`] hold every variable and every bound; [`tls`] is
-//! what encrypted connections to Redis and PostgreSQL have in common.
+//! meet, by mailboxes and closures. [`config`] and [`limits`] hold every variable and every bound; [`net`] and
+//! [`tls`] are what outgoing connections have in common.
 //!
 //! # The threads
 //!
@@ -45,6 +45,7 @@ pub mod demo;
 pub mod door;
 pub mod limits;
 pub mod logging;
+pub mod net;
 pub mod proto;
 pub mod reactor;
 pub mod redis;

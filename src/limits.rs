@@ -138,6 +138,22 @@ pub const RETRY_DELAY_MAX: Duration = Duration::from_secs(5);
 /// shorter than `REDIS_AWAY_CLOSE`, so that several attempts fit before clients are closed.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Addresses of one name that are tried; a name has a few.
+pub const ADDRESSES_MAX: usize = 16;
+
+/// Silence after which the kernel asks whether the other side of an outgoing connection is there. Routers and load
+/// balancers forget silent connections after 240 s (Azure), 350 s (AWS) or more.
+pub const TCP_KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+
+/// How long after a question without an answer the next one follows …
+pub const TCP_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// … and how many of them there are.
+pub const TCP_KEEPALIVE_RETRIES: u32 = 3;
+
+/// How long what was sent to a server may stay unacknowledged before the kernel gives the connection up.
+pub const TCP_DEAD_AFTER: Duration = Duration::from_secs(30);
+
 /// The waits that a waiting client contains, each shorter than the one around it. A retry on a new connection fits
 /// into the whole: `answer + RETRY_DELAY_FIRST + connect + answer <= question < whole`.
 ///
@@ -147,8 +163,8 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// | `question`: a statement or a batch of presence keys, with its retry | 97 % | 9.7 s |
 /// | `answer`: one attempt, from sending to the last byte of the answer | 33 %, at most 10 s | 3.3 s |
 /// | `connect`: a new connection with name look-up, TLS and login | 25 %, at most 5 s | 2.5 s |
-/// | `address`: TCP to one address | 20 %, at most 4 s | 2 s |
-/// | `stagger`: before the next address of the name is tried beside it (RFC 8305) | 2.5 %, at most 250 ms | 250 ms |
+/// | [`Race::address`]: TCP to one address of a name | four fifths of `connect` | 2 s |
+/// | [`Race::stagger`]: before the next address is tried beside it | a tenth of `connect`, at most 250 ms | 250 ms |
 ///
 /// A whole under [`Waits::WHOLE_MIN`] has the waits of that, and ends first.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -157,8 +173,6 @@ pub struct Waits {
     pub question: Duration,
     pub answer: Duration,
     pub connect: Duration,
-    pub address: Duration,
-    pub stagger: Duration,
 }
 
 impl Waits {
@@ -170,13 +184,23 @@ impl Waits {
         let whole = whole.max(Waits::WHOLE_MIN);
         let share =
             |per_mille: u32, most_ms: u64| (whole * per_mille / 1000).min(Duration::from_millis(most_ms));
-        Waits {
-            question: share(970, u64::MAX),
-            answer: share(330, 10_000),
-            connect: share(250, 5_000),
-            address: share(200, 4_000),
-            stagger: share(25, 250),
-        }
+        Waits { question: share(970, u64::MAX), answer: share(330, 10_000), connect: share(250, 5_000) }
+    }
+}
+
+/// What connecting to a name with several addresses consists of (RFC 8305).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Race {
+    /// How long one address has to take the connection: what comes after that needs time too.
+    pub address: Duration,
+    /// How long after an address the next one is tried.
+    pub stagger: Duration,
+}
+
+impl Race {
+    /// What fits into a connection's time.
+    pub fn within(connect: Duration) -> Race {
+        Race { address: connect * 4 / 5, stagger: (connect / 10).min(Duration::from_millis(250)) }
     }
 }
 
@@ -359,7 +383,8 @@ mod tests {
     fn every_wait_is_shorter_than_the_wait_that_contains_it() {
         let wholes = (2_000..60_000).step_by(250).chain([100_000, 3_600_000]);
         for whole in wholes.map(Duration::from_millis) {
-            let Waits { question, answer, connect, address, stagger } = Waits::within(whole);
+            let Waits { question, answer, connect } = Waits::within(whole);
+            let Race { address, stagger } = Race::within(connect);
             let nested = [Duration::ZERO, stagger, address, connect, answer, question, whole];
             assert!(nested.is_sorted_by(|inner, outer| inner < outer), "{whole:?}: {nested:?}");
             let retried = answer + RETRY_DELAY_FIRST + connect + answer;

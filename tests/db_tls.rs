@@ -5,96 +5,22 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use support::certificates::{Authority, Pair, path};
-use support::machine::{Folder, program};
-use support::postgres::{Postgres, own};
-use support::{Server, World, left_out, ours_alone, wait_until};
-use tidegate::config::{Config, Env, Mode};
-use tidegate::db::{DbError, Encryption, Host, Options, Pool};
+use support::encrypted::{
+    ANYONE, BY_CERTIFICATE, BY_PASSWORD, ENCRYPTED_ONLY, PLAIN_ONLY, ask, judge, server, superuser,
+};
+use support::impostor::Impostor;
+use support::machine::Folder;
+use support::postgres::Postgres;
+use support::{Server, World, check, left_out, ours_alone, wait_until};
+use tidegate::db::DbError;
 
 const MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
 
-/// Who may come in, with TLS and without.
-const ANYONE: &str = "local all all trust\nhost all all all trust\n";
-const ENCRYPTED_ONLY: &str = "local all all trust\nhostssl all all all trust\n";
-const PLAIN_ONLY: &str = "local all all trust\nhostnossl all all all trust\n";
-const BY_PASSWORD: &str = "local all all trust\nhostssl all all all scram-sha-256\n";
-const BY_CERTIFICATE: &str = "local all all trust\nhostssl all all all cert\n";
-
 /// What it is about, the server's certificate, its rules, and the roots to try.
 type Case<'a> = (&'a str, Option<&'a Pair>, &'a str, &'a [Option<&'a Path>]);
-
-/// A PostgreSQL with that certificate, if any, and these rules.
-fn server(authority: &Authority, pair: Option<&Pair>, rules: &str) -> Option<Postgres> {
-    let files = Folder::new("pg-tls");
-    own(files.path());
-    let copy = |from: &Path, name: &str| -> PathBuf {
-        let to = files.path().join(name);
-        std::fs::copy(from, &to).unwrap();
-        own(&to);
-        assert!(Command::new("chmod").arg("600").arg(&to).status().unwrap().success());
-        to
-    };
-    let hba = files.path().join("hba");
-    std::fs::write(&hba, rules).unwrap();
-    own(&hba);
-    let mut settings = vec![format!("hba_file={}", path(&hba))];
-    if let Some(pair) = pair {
-        settings.push("ssl=on".into());
-        settings.push(format!("ssl_cert_file={}", path(&copy(&pair.cert, "crt"))));
-        settings.push(format!("ssl_key_file={}", path(&copy(&pair.key, "key"))));
-        settings.push(format!("ssl_ca_file={}", path(&copy(&authority.root(), "ca"))));
-    }
-    let words: Vec<&str> = settings.iter().map(String::as_str).collect();
-    let started = Postgres::start_with(None, &words);
-    if started.is_none() {
-        left_out("needs postgresql");
-    }
-    // It reads its files at the start, and nothing reloads it.
-    started
-}
-
-/// Whether the connection that a URL and variables ask for is encrypted, or why there is none.
-fn ask(url: &str, variables: &[(&str, &str)]) -> Result<bool, DbError> {
-    let pairs = [("NODE_ENV", "production"), ("DATABASE_URL", url)];
-    let env = Env::from_pairs(pairs.into_iter().chain(variables.iter().copied()));
-    let config = Config::from_env(&env, Mode::Serve).unwrap();
-    let database = config.database.unwrap();
-    let tidegate::config::DatabaseHost::Tcp(host) = database.host.clone() else { panic!("TCP") };
-    let options = Options {
-        host: Host::Tcp(host),
-        port: database.port,
-        user: database.user.clone(),
-        password: database.password.as_ref().map(|secret| secret.expose().to_owned()),
-        dbname: database.name.clone(),
-        encryption: Encryption::new(&database.tls, &config.tls).unwrap(),
-        pool_size: 1,
-        ..Options::default()
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let pool = Pool::new(&options)?;
-        let rows = pool.query("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()", &[]).await?;
-        Ok(rows[0].get(0))
-    })
-}
-
-/// The same by libpq; none where it does not connect.
-fn judge(url: &str) -> Option<bool> {
-    // No ~/.postgresql/root.crt of whoever runs the tests.
-    let home = Folder::new("home");
-    let output = Command::new(program("psql").expect("psql comes with PostgreSQL"))
-        .args(["-qAtX", "-c", "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()", url])
-        .env_clear()
-        .env("HOME", home.path())
-        .env("PATH", std::env::var_os("PATH").unwrap())
-        .output()
-        .unwrap();
-    output.status.success().then(|| output.stdout == b"t\n")
-}
 
 #[test]
 fn each_sslmode_means_what_it_means_to_libpq() {
@@ -237,15 +163,7 @@ fn passwords_are_bound_to_the_channel_and_client_certificates_are_shown() {
     let Some(authority) = Authority::new() else { return };
     let good = authority.issue("good", "db", &["DNS:localhost"]);
     let Some(postgres) = server(&authority, Some(&good), BY_PASSWORD) else { return };
-    let admin = |postgres: &Postgres, sql: &str| {
-        let output = Command::new(program("psql").unwrap())
-            .args(["-qAtX", "-h", path(postgres.service.folder()), "-p", &postgres.port.to_string()])
-            .args(["-U", "mastodon", "-d", "postgres", "-c", sql])
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    };
-    admin(&postgres, "ALTER ROLE mastodon PASSWORD 'hunter2'");
+    superuser(&postgres, "ALTER ROLE mastodon PASSWORD 'hunter2'");
     let root = authority.root();
     let url = |password: &str, mode: &str| {
         let at = format!("localhost:{}", postgres.port);
@@ -265,6 +183,128 @@ fn passwords_are_bound_to_the_channel_and_client_certificates_are_shown() {
     assert!(matches!(ask(&with, &[]), Ok(true)), "{:?}", ask(&with, &[]));
     let without = ask(&url, &[]);
     assert!(matches!(without, Err(DbError::Refused { .. })), "{without:?}");
+}
+
+/// A server that wants a password, and its URL without parameters.
+fn with_password(authority: &Authority, pair: &Pair) -> Option<(Postgres, String)> {
+    let postgres = server(authority, Some(pair), BY_PASSWORD)?;
+    superuser(&postgres, "ALTER ROLE mastodon PASSWORD 'hunter2'");
+    let url = format!("postgres://mastodon:hunter2@localhost:{}/postgres", postgres.port);
+    Some((postgres, url))
+}
+
+#[test]
+fn a_server_that_does_not_own_its_certificates_key_is_refused_whatever_is_verified() {
+    let Some(authority) = Authority::new() else { return };
+    for (key, version) in [("rsa", "1.2"), ("rsa", "1.3"), ("p256", "1.2"), ("p256", "1.3")] {
+        let genuine = authority.issue_with(key, "localhost", &["DNS:localhost"], key);
+        let Some((postgres, _)) = with_password(&authority, &genuine) else { return };
+        let other = authority.issue_with("other", "localhost", &["DNS:localhost"], key);
+        let between = Impostor::start(postgres.port, &genuine.cert, &other.key, version);
+        let root = authority.root();
+        for mode in ["require", "verify-ca&sslrootcert=ROOT", "verify-full&sslrootcert=ROOT"] {
+            let mode = mode.replace("ROOT", path(&root));
+            let url =
+                format!("postgres://mastodon:hunter2@localhost:{}/postgres?sslmode={mode}", between.port);
+            assert_eq!(judge(&url), None, "{url}");
+            let error = ask(&url, &[]).expect_err(&url);
+            let text = error.to_string();
+            assert!(matches!(error, DbError::Tls { .. }) && text.contains("does not own the key"), "{text}");
+            assert!(text.contains("somebody may stand between"), "{text}");
+        }
+        // The impostor itself is sound: with the right key everything passes through it.
+        let honest = Impostor::start(postgres.port, &genuine.cert, &genuine.key, version);
+        let url = format!("postgres://mastodon:hunter2@localhost:{}/postgres?sslmode=require", honest.port);
+        assert_eq!(judge(&url), Some(true), "{url}");
+        assert!(matches!(ask(&url, &[]), Ok(true)), "{:?}", ask(&url, &[]));
+    }
+}
+
+#[test]
+fn channel_binding_means_what_it_means_to_libpq() {
+    let Some(authority) = Authority::new() else { return };
+    let good = authority.issue("good", "localhost", &["DNS:localhost"]);
+    let hashless = authority.issue_with("hashless", "localhost", &["DNS:localhost"], "ed25519-signed");
+    let Some((bound, bound_url)) = with_password(&authority, &good) else { return };
+    let Some((_hashless, hashless_url)) = with_password(&authority, &hashless) else { return };
+    let Some(trusting) = server(&authority, Some(&good), ANYONE) else { return };
+    let Some(plain) = server(&authority, None, ANYONE) else { return };
+    let to = |port: u16| format!("postgres://mastodon:hunter2@localhost:{port}/postgres");
+    let mut wrong = Vec::new();
+    for (what, url) in [("bound", &bound_url), ("trusting", &to(trusting.port)), ("plain", &to(plain.port))] {
+        for mode in ["disable", "prefer", "require"] {
+            for binding in ["disable", "prefer", "require"] {
+                let url = format!("{url}?sslmode={mode}&channel_binding={binding}");
+                let (expected, got) = (judge(&url), ask(&url, &[]));
+                if got.as_ref().ok() != expected.as_ref() {
+                    wrong.push(format!("{what}, {url}: libpq {expected:?}, here {got:?}"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    // libpq cannot log in there at all unless binding is off. Where it is not required, we do without.
+    let url = |binding: &str| format!("{hashless_url}?sslmode=require&channel_binding={binding}");
+    assert_eq!((judge(&url("require")), judge(&url("disable"))), (None, Some(true)));
+    assert!(matches!(ask(&url("prefer"), &[]), Ok(true)));
+    let error = ask(&url("require"), &[]).unwrap_err();
+    assert!(error.to_string().contains("channel_binding=require"), "{error}");
+    // The variable counts where the URL says nothing.
+    let required = [("PGCHANNELBINDING", "require"), ("DB_SSLMODE", "require")];
+    assert!(matches!(ask(&bound_url, &required), Ok(true)));
+    assert!(matches!(ask(&to(trusting.port), &required), Err(DbError::Refused { .. })));
+    assert!(matches!(ask(&format!("{}?channel_binding=prefer", to(trusting.port)), &required), Ok(true)));
+    drop(bound);
+}
+
+#[test]
+fn a_fallback_to_plain_text_is_seen_everywhere() {
+    if !ours_alone() {
+        return;
+    }
+    let Some(authority) = Authority::new() else { return };
+    let stranger = Authority::new().unwrap();
+    let good = authority.issue("good", "db", &["DNS:localhost"]);
+    let Some(postgres) = server(&authority, Some(&good), ANYONE) else { return };
+    let root = stranger.root();
+    let url = format!(
+        "postgres://mastodon@localhost:{}/mastodon_test?sslmode=prefer&sslrootcert={}",
+        postgres.port,
+        path(&root)
+    );
+    let Some(world) = World::with(&[("DATABASE_URL", &*url)]) else { return };
+    world.server.until_output("connections are NOT encrypted");
+    wait_until("it is ready", support::machine::PATIENCE, || world.server.get("/ready").status() == 200);
+    let because = &world.status()["database"]["unencrypted_because"];
+    assert!(because.as_str().is_some_and(|because| because.contains("trusted here")), "{because}");
+    assert!(world.server.get("/status").text().contains("NOT encrypted"));
+    world.server.until_metric("tidegate_database_unencrypted_fallback", &[], 1.0);
+    let checked = check::run(&["check"], &world.env);
+    checked.expect(checked.code, "warn", &["PostgreSQL", "NOT encrypted", "trusted here", "DATABASE_URL"]);
+    // With the right file there is nothing to tell.
+    let right = url.replace(path(&root), path(&authority.root()));
+    let Some(world) = World::with(&[("DATABASE_URL", &*right)]) else { return };
+    wait_until("it is ready", support::machine::PATIENCE, || world.server.get("/ready").status() == 200);
+    assert!(world.status()["database"]["unencrypted_because"].is_null());
+    world.server.until_metric("tidegate_database_unencrypted_fallback", &[], 0.0);
+    assert!(!check::run(&["check"], &world.env).text.contains("NOT encrypted"));
+}
+
+#[test]
+fn a_file_of_certificates_that_is_too_long_is_refused_by_name() {
+    let folder = Folder::new("long");
+    let file = folder.path().join("root.crt");
+    std::fs::write(&file, vec![b'\n'; (tidegate::tls::FILE_BYTES_MAX + 1) as usize]).unwrap();
+    let database = tidegate::config::DatabaseTls {
+        mode: tidegate::config::SslMode::VerifyFull,
+        roots: tidegate::config::RootCerts::File(file.clone()),
+        client: None,
+        variable: "DB_SSLMODE",
+    };
+    let env = tidegate::config::Env::from_pairs([("NODE_ENV", "production")]);
+    let config = tidegate::config::Config::from_env(&env, tidegate::config::Mode::Serve).unwrap();
+    let error = tidegate::db::Encryption::new(&database, &config.tls).unwrap_err().to_string();
+    assert!(error.contains(path(&file)) && error.contains("longer than 16 MiB"), "{error}");
 }
 
 #[test]

@@ -28,6 +28,8 @@ pub struct Database {
     pub options: Option<String>,
     /// Encryption.
     pub tls: DatabaseTls,
+    /// Whether the password must be bound to the encrypted connection.
+    pub channel_binding: ChannelBinding,
     /// Connections at most, all uses together.
     pub pool_size: usize,
     /// How long connecting may take, if that is given. What fits into `DOOR_TIMEOUT` is the limit all the same.
@@ -89,6 +91,29 @@ impl SslMode {
     }
 }
 
+/// `channel_binding`, with libpq's meaning: whether a password is worth something on that encrypted connection alone
+/// (SCRAM-SHA-256-PLUS), so that nobody who stands between can use it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ChannelBinding {
+    /// Never.
+    Disable,
+    /// Where the server offers it.
+    Prefer,
+    /// Always; other servers are refused.
+    Require,
+}
+
+impl ChannelBinding {
+    fn parse(text: &str) -> Option<ChannelBinding> {
+        Some(match text {
+            "disable" => ChannelBinding::Disable,
+            "prefer" => ChannelBinding::Prefer,
+            "require" => ChannelBinding::Require,
+            _ => return None,
+        })
+    }
+}
+
 /// Whose certificates are believed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum RootCerts {
@@ -130,6 +155,7 @@ pub(super) fn database(read: &mut Reader) -> Option<Database> {
     let pool_size = read.number(pool, 10, 1..=1000);
     let password = given.password.or_else(|| read.text(&variables::DB_PASS).map(str::to_owned));
     let password = password.or_else(|| read.text(&variables::PGPASSWORD).map(str::to_owned));
+    let channel_binding = channel_binding(read, given.channel_binding.as_deref())?;
     let tls = tls(read, given.tls)?;
     let host = given.host.or_else(|| read.text(&variables::PGHOST).map(str::to_owned));
     let port = given.port.unwrap_or_else(|| read.port(&variables::PGPORT, 5432));
@@ -147,6 +173,7 @@ pub(super) fn database(read: &mut Reader) -> Option<Database> {
         password: password.map(Secret::new),
         options: given.options,
         tls,
+        channel_binding,
         pool_size,
         connect_timeout: given.connect_timeout,
     })
@@ -162,6 +189,7 @@ struct Given {
     name: Option<String>,
     options: Option<String>,
     tls: GivenTls,
+    channel_binding: Option<String>,
     connect_timeout: Option<Duration>,
 }
 
@@ -192,6 +220,7 @@ fn from_url(text: &str) -> Result<Given, &'static str> {
             name: owned("dbname").or(url.path.clone().map(|path| path.trim_start_matches('/').to_owned())),
             options: None,
             tls: GivenTls::default(),
+            channel_binding: None,
             connect_timeout: None,
         },
         "socket" => {
@@ -203,6 +232,7 @@ fn from_url(text: &str) -> Result<Given, &'static str> {
     };
     given.name = given.name.filter(|name| !name.is_empty());
     given.options = owned("options");
+    given.channel_binding = owned("channel_binding");
     if let Some(port) = url.parameter("port") {
         let port = port.parse().ok().filter(|port| *port > 0);
         given.port = Some(port.ok_or(url::PORT_PROBLEM)?);
@@ -232,6 +262,7 @@ fn given_socket(directory: &str, name: Option<&str>) -> Given {
         name: name.map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()),
         options: None,
         tls: GivenTls::default(),
+        channel_binding: None,
         connect_timeout: None,
     }
 }
@@ -277,6 +308,7 @@ fn from_variables(read: &mut Reader) -> Option<Given> {
         name: or(name, "mastodon_production").or_else(|| Some("mastodon_development".to_owned())),
         options: None,
         tls: GivenTls::default(),
+        channel_binding: None,
         connect_timeout: None,
     })
 }
@@ -291,6 +323,21 @@ fn host_of(read: &mut Reader, variable: &'static Variable, host: String) -> Data
         read.refuse(variable, "the host must be a name, an address, or the directory of a unix socket");
     }
     DatabaseHost::Tcp(bare.to_owned())
+}
+
+fn channel_binding(read: &mut Reader, given: Option<&str>) -> Option<ChannelBinding> {
+    let (variable, text) = match given {
+        Some(text) => (&variables::DATABASE_URL, text),
+        None => match read.text(&variables::PGCHANNELBINDING) {
+            Some(text) => (&variables::PGCHANNELBINDING, text.trim()),
+            None => return Some(ChannelBinding::Prefer),
+        },
+    };
+    let parsed = ChannelBinding::parse(text);
+    if parsed.is_none() {
+        read.refuse(variable, "channel_binding must be disable, prefer or require");
+    }
+    parsed
 }
 
 fn tls(read: &mut Reader, given: GivenTls) -> Option<DatabaseTls> {

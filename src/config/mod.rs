@@ -28,7 +28,7 @@ pub mod variables;
 #[cfg(test)]
 mod tests;
 
-pub use database::{ClientCert, Database, DatabaseHost, DatabaseTls, RootCerts, SslMode};
+pub use database::{ChannelBinding, ClientCert, Database, DatabaseHost, DatabaseTls, RootCerts, SslMode};
 pub use env::{Env, Environment, Note, current_user, journal_stream};
 pub use listen::{HostPort, Listen};
 pub use memory::{BudgetsSet, Fit, MemoryLimit};

@@ -44,6 +44,15 @@ pub struct Traces {
     pub delay: Duration,
 }
 
+impl Traces {
+    /// Host (IPv6 without brackets) and port of the receiver.
+    pub fn receiver(&self) -> Option<(&str, u16)> {
+        let host = self.endpoint.host()?.trim_start_matches('[').trim_end_matches(']');
+        let usual = if self.endpoint.scheme_str() == Some("https") { 443 } else { 80 };
+        Some((host, self.endpoint.port_u16().unwrap_or(usual)))
+    }
+}
+
 /// Which traces that begin here are kept.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Sampler {

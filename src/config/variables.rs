@@ -135,7 +135,7 @@ variables! {
         REDIS_NAMESPACE = "", "Prefix of all keys and channels, for Mastodon up to 4.3. Mastodon 4.4 and later refuse to start with it.";
     }
     PostgreSQL {
-        DATABASE_URL (secret) = "", "postgresql://[USER[:PASSWORD]@]HOST[:PORT]/NAME[?sslmode=…&sslrootcert=…&connect_timeout=…]; a socket's directory as ?host=/PATH. Wins over DB_USER, DB_NAME, DB_HOST and DB_PORT; DB_PASS and DB_SSLMODE count where the URL has neither.";
+        DATABASE_URL (secret) = "", "postgresql://[USER[:PASSWORD]@]HOST[:PORT]/NAME[?sslmode=…&sslrootcert=…&channel_binding=…&connect_timeout=…]; a socket's directory as ?host=/PATH. Wins over DB_USER, DB_NAME, DB_HOST and DB_PORT; DB_PASS and DB_SSLMODE count where the URL has neither.";
         DB_HOST = "localhost", "Host name, address, or the directory of a unix socket.";
         DB_PORT = "5432", "Port, 1 to 65535.";
         DB_USER = "mastodon", "User. In development: PGUSER, or the user who runs the server.";
@@ -151,6 +151,7 @@ variables! {
         PGPASSWORD (secret) = "", "The password, where neither DATABASE_URL nor DB_PASS gives one.";
         PGSSLMODE = "", "sslmode, where neither DATABASE_URL nor DB_SSLMODE gives one.";
         PGSSLROOTCERT = "", "File with the certificate authorities for PostgreSQL, where DATABASE_URL gives none; `system` for the system's.";
+        PGCHANNELBINDING = "", "disable, prefer or require, where DATABASE_URL gives none: whether the password must be bound to the encrypted connection (SCRAM-SHA-256-PLUS), so that nobody who stands between can use it. Default: prefer.";
         USER = "", "User of the operating system, the last resort for PostgreSQL's user name.";
     }
     Certificates {

@@ -212,7 +212,7 @@ where
         match answer.await {
             Ok(result) => result,
             // Only when the runtime is going away.
-            Err(_) => Err(DbError::Statement { cause: "the server is stopping".into() }),
+            Err(_) => Err(DbError::statement("the server is stopping")),
         }
     }
 
@@ -279,7 +279,7 @@ mod tests {
                 noted.lock().unwrap().push(keys.to_vec());
                 permits.acquire().await.unwrap().forget();
                 if keys.contains(&13) {
-                    return Err(DbError::Statement { cause: "thirteen".into() });
+                    return Err(DbError::statement("thirteen"));
                 }
                 Ok(keys.iter().filter(|key| **key < 1000).map(|key| (*key, key * 2)).collect())
             })

@@ -12,6 +12,7 @@
 
 pub mod accounts;
 pub mod audience;
+mod connect;
 pub mod feeds;
 pub mod pool;
 pub mod preferences;
@@ -24,6 +25,7 @@ use std::path::PathBuf;
 
 use crate::limits::{Limits, Waits};
 
+pub use crate::config::ChannelBinding;
 pub use accounts::{Accounts, Token};
 pub use pool::{DbError, Pool, PoolStats};
 pub use stage::{Stage, StageHandle, StageStats};
@@ -83,6 +85,8 @@ pub struct Options {
     pub session_options: Option<String>,
     /// `DB_SSLMODE` and what belongs to it.
     pub encryption: Encryption,
+    /// Whether the password must be bound to the encrypted connection.
+    pub channel_binding: ChannelBinding,
     /// `DB_POOL`: connections at most.
     pub pool_size: usize,
     /// How long connecting, a statement (which is then cancelled) and a statement with its retry may take.
@@ -99,6 +103,7 @@ impl Default for Options {
             dbname: "mastodon_production".into(),
             session_options: None,
             encryption: Encryption::default(),
+            channel_binding: ChannelBinding::Prefer,
             pool_size: 10,
             waits: Limits::default().door_waits(),
         }

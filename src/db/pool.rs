@@ -5,30 +5,28 @@
 //! flight): one round trip, and nothing that a transaction-pooling PgBouncer would lose.
 //!
 //! Invariants: a statement that was given up (its time ran out, its caller left) never leaves a connection in the
-//! pool that still works on it; only reading statements are sent, so one that met a dying connection is
-//! sent once more on another. A server that takes no connection is asked for one once per statement: it may be
-//! short of them. Losing and regaining PostgreSQL is logged once each.
+//! pool that still works on it; only reading statements are sent, so one that met a dying connection, or that the server
+//! gave up for the sake of something else (a standby that replays, a deadlock), is sent once more. A server that takes
+//! no connection is asked for one once per statement: it may be short of them. Losing and regaining PostgreSQL is
+//! logged once each.
 //!
 //! Tested against a private PostgreSQL in `tests/db_accounts.rs`.
 
 use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use deadpool_postgres::{Connect, Manager, ManagerConfig, Object, PoolError, QueueMode, RecyclingMethod};
+use deadpool::managed::{self, Object, PoolError, QueueMode, TimeoutType};
 use tokio::sync::Notify;
-use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tokio_postgres::config::SslMode;
-use tokio_postgres::error::SqlState;
+use tokio_postgres::Row;
+use tokio_postgres::error::{Severity, SqlState};
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{CancelToken, Row, Socket};
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
-use super::tls::{self, Attempt, Encryption};
+use super::connect::{ConnectError, Connector};
+use super::tls::{self, Encryption};
 use super::{Host, Options};
 use crate::limits::Waits;
 use crate::logging::Limited;
@@ -40,14 +38,14 @@ pub type Param<'a> = (&'a (dyn ToSql + Sync), Type);
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum DbError {
     /// It cannot be reached, or is starting or stopping. Worth another try.
-    #[error(
-        "PostgreSQL at {at} cannot be reached ({cause}); check that it runs, and DB_HOST and DB_PORT or DATABASE_URL"
-    )]
+    #[error("PostgreSQL at {at} cannot be reached ({cause}); {advice}")]
     Away {
         /// Its address.
         at: Arc<str>,
         /// What went wrong.
         cause: Arc<str>,
+        /// What to do.
+        advice: &'static str,
     },
     /// There is no encrypted connection as `sslmode` asks for. Worth another try only after someone acted.
     #[error("PostgreSQL at {at}: no connection with TLS as {variable} asks for ({cause}); {advice}")]
@@ -81,13 +79,23 @@ pub enum DbError {
         /// The bound that was reached.
         seconds: f32,
     },
+    /// It gave the statement up, twice where a second try was of use. The connection is as good as before.
+    #[error("PostgreSQL at {at} cancelled a statement ({cause}); {advice}")]
+    Cancelled {
+        /// Its address.
+        at: Arc<str>,
+        /// What it said.
+        cause: Arc<str>,
+        /// What to do.
+        advice: &'static str,
+    },
     /// It refused the statement: not Mastodon's database, or a version whose tables differ.
-    #[error(
-        "PostgreSQL refused a statement ({cause}); check that DB_NAME is Mastodon's database and its migrations ran"
-    )]
+    #[error("PostgreSQL refused a statement ({cause}); {advice}")]
     Statement {
         /// What it said.
         cause: Arc<str>,
+        /// What to do.
+        advice: &'static str,
     },
 }
 
@@ -101,10 +109,26 @@ impl DbError {
             }
             DbError::Refused { advice, .. } => format!("PostgreSQL refuses the connection: {advice}"),
             DbError::Slow { .. } => "PostgreSQL does not answer in time".to_owned(),
-            DbError::Statement { cause } => format!("PostgreSQL refuses a statement: {cause}"),
+            DbError::Cancelled { cause, .. } => format!("PostgreSQL cancels statements: {cause}"),
+            DbError::Statement { cause, .. } => format!("PostgreSQL refuses a statement: {cause}"),
         }
     }
+
+    /// A statement that fails for a reason that PostgreSQL does not give.
+    pub(super) fn statement(cause: &str) -> DbError {
+        DbError::Statement { cause: cause.into(), advice: OTHER_TABLES }
+    }
 }
+
+const UNREACHABLE: &str = "check that it runs, and DB_HOST and DB_PORT or DATABASE_URL";
+const PASSING: &str = "it starts or stops, and is asked again until it answers";
+const SHORT: &str = "it is short of connections, memory or disk: lower DB_POOL, or raise its limits";
+const OTHER_TABLES: &str = "check that DB_NAME is Mastodon's database and its migrations ran";
+const NO_GRANT: &str = "grant its user SELECT as dist/postgresql-grants.sql does";
+const ITS_LOG: &str = "see PostgreSQL's log";
+const STANDBY: &str = "on a standby, raise max_standby_streaming_delay or set hot_standby_feedback=on";
+const TOO_SHORT: &str = "it is overloaded, somebody cancelled it, or its statement_timeout is too short";
+const LOCKED: &str = "something holds a lock on Mastodon's tables, such as a migration";
 
 /// How the pool is used at this moment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -117,8 +141,6 @@ pub struct PoolStats {
     pub waiting: usize,
 }
 
-type Cancel = Box<dyn Fn(CancelToken) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
-
 /// A pool of connections. Clones share it.
 #[derive(Clone)]
 pub struct Pool {
@@ -126,9 +148,9 @@ pub struct Pool {
 }
 
 struct Inner {
-    pool: deadpool_postgres::Pool,
-    cancel: Cancel,
+    pool: managed::Pool<Connector>,
     at: Arc<str>,
+    host: Host,
     encryption: Encryption,
     waits: Waits,
     lost: AtomicBool,
@@ -152,37 +174,24 @@ impl Pool {
     pub fn new(options: &Options) -> Result<Pool, DbError> {
         let at: Arc<str> = options.address().into();
         let ended = Arc::new(Notify::new());
-        let connector = Connector {
-            at: Arc::clone(&at),
-            encryption: options.encryption.clone(),
-            address_timeout: options.waits.address,
-            fell_back: AtomicBool::new(false),
-            ended: Arc::clone(&ended),
-        };
-        let config = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-        let manager = Manager::from_connect(client_config(options), connector, config);
-        let pool = deadpool_postgres::Pool::builder(manager)
+        let connector = Connector::new(options, Arc::clone(&at), Arc::clone(&ended));
+        let pool = managed::Pool::builder(connector)
             .max_size(options.pool_size.max(1))
-            .runtime(deadpool_postgres::Runtime::Tokio1)
+            .runtime(deadpool::Runtime::Tokio1)
             .wait_timeout(Some(options.waits.answer))
             .create_timeout(Some(options.waits.connect))
             .queue_mode(QueueMode::Lifo)
             .build()
-            .map_err(|error| DbError::Away { at: Arc::clone(&at), cause: error.to_string().into() })?;
-        let tls = options.encryption.connector();
-        let cancel: Cancel = Box::new(move |token: CancelToken| {
-            let tls = tls.clone();
-            Box::pin(async move {
-                if let Ok(Err(error)) = timeout(Duration::from_secs(5), token.cancel_query(tls)).await {
-                    debug!("a statement could not be cancelled: {error}");
-                }
-            })
-        });
+            .map_err(|error| DbError::Away {
+                at: Arc::clone(&at),
+                cause: error.to_string().into(),
+                advice: UNREACHABLE,
+            })?;
         Ok(Pool {
             inner: Arc::new(Inner {
                 pool,
-                cancel,
                 at,
+                host: options.host.clone(),
                 encryption: options.encryption.clone(),
                 waits: options.waits,
                 lost: AtomicBool::new(false),
@@ -203,7 +212,9 @@ impl Pool {
             // A connection that died while it was idle is found out by using it; one that a router forgot gives no
             // answer at all. The other idle ones may be as dead: the second attempt has a new one.
             match result {
-                Err(Failure::Dying(_)) => {
+                // It was the statement that was given up, not the connection.
+                Err(Failure::Again(DbError::Cancelled { .. })) => self.query_once(sql, params).await,
+                Err(Failure::Again(_)) => {
                     self.inner.pool.retain(|_, _| false);
                     self.query_once(sql, params).await
                 }
@@ -219,9 +230,9 @@ impl Pool {
                 }
                 return Ok(rows);
             }
-            Err(Failure::Dying(error) | Failure::Final(error)) => error,
+            Err(Failure::Again(error) | Failure::Final(error)) => error,
         };
-        if let DbError::Statement { .. } = &error {
+        if let DbError::Statement { .. } | DbError::Cancelled { .. } = &error {
             self.inner.ended.notify_one();
             if self.inner.refusals.allow().is_some() {
                 warn!("{error}");
@@ -263,40 +274,44 @@ impl Pool {
         self.inner.statements.load(Ordering::Relaxed)
     }
 
+    /// Why connections are not encrypted though that was asked for, if they are not.
+    pub fn fallback(&self) -> Option<Arc<str>> {
+        self.inner.encryption.fallback()
+    }
+
     async fn query_once(&self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>, Failure> {
         let inner = &self.inner;
         let object = match inner.pool.get().await {
             Ok(object) => object,
-            Err(PoolError::Timeout(deadpool_postgres::TimeoutType::Create)) => {
-                return Err(Failure::Final(inner.away("it does not take the connection in time")));
+            Err(PoolError::Timeout(TimeoutType::Create)) => {
+                let cause = "it does not take the connection in time";
+                return Err(Failure::Final(inner.away(cause, UNREACHABLE)));
             }
             Err(PoolError::Timeout(_)) => return Err(Failure::Final(inner.slow())),
             // There was nothing to die: a server that takes no connection now would not at once again.
-            Err(PoolError::Backend(error)) => {
-                let (Failure::Dying(error) | Failure::Final(error)) = inner.failure(&error);
+            Err(PoolError::Backend(ConnectError::Postgres(error))) => {
+                let (Failure::Again(error) | Failure::Final(error)) = inner.failure(&error);
                 return Err(Failure::Final(error));
             }
-            Err(error) => return Err(Failure::Final(inner.away(&error.to_string()))),
+            Err(error) => return Err(Failure::Final(inner.away(&error.to_string(), UNREACHABLE))),
         };
         let lease = Lease(Some(object));
-        let Some(client) = lease.0.as_ref() else { return Err(Failure::Final(inner.slow())) };
+        let Some(connection) = lease.0.as_ref() else { return Err(Failure::Final(inner.slow())) };
         inner.statements.fetch_add(1, Ordering::Relaxed);
-        match timeout(inner.waits.answer, client.query_typed(sql, params)).await {
+        match timeout(inner.waits.answer, connection.client.query_typed(sql, params)).await {
             Ok(Ok(rows)) => {
                 lease.give_back();
                 Ok(rows)
             }
             Ok(Err(error)) => {
-                let failure = inner.failure(&error);
-                // A refused statement leaves the connection as good as before.
-                if matches!(&failure, Failure::Final(DbError::Statement { .. })) {
+                if leaves_the_connection(&error) {
                     lease.give_back();
                 }
-                Err(failure)
+                Err(inner.failure(&error))
             }
             Err(_) => {
-                tokio::spawn((inner.cancel)(client.cancel_token()));
-                Err(Failure::Dying(inner.slow()))
+                tokio::spawn(connection.cancel(&inner.encryption, &inner.host, inner.waits.connect));
+                Err(Failure::Again(inner.slow()))
             }
         }
     }
@@ -305,15 +320,26 @@ impl Pool {
 /// How the library says that PostgreSQL asks for a password that it was not given; there is no code for it.
 const NO_PASSWORD: &str = "password missing";
 
+/// And that the password would not be bound to the encrypted connection.
+const NOT_BOUND: &str = "server did not use channel binding";
+
 enum Failure {
-    /// The connection was going away; on another one it may succeed.
-    Dying(DbError),
+    /// The connection was going away, or the server gave the statement up: the next attempt may succeed.
+    Again(DbError),
     Final(DbError),
 }
 
+/// Whether the server refused the statement alone. Of what is fatal or without an answer, no connection is left.
+fn leaves_the_connection(error: &tokio_postgres::Error) -> bool {
+    let Some(answer) = error.as_db_error() else { return false };
+    let is_fatal = matches!(answer.parsed_severity(), Some(Severity::Fatal | Severity::Panic));
+    let class = answer.code().code().get(..2).unwrap_or_default();
+    !is_fatal && !matches!(class, "08" | "53" | "58" | "XX") && *answer.code() != SqlState::ADMIN_SHUTDOWN
+}
+
 impl Inner {
-    fn away(&self, cause: &str) -> DbError {
-        DbError::Away { at: Arc::clone(&self.at), cause: cause.into() }
+    fn away(&self, cause: &str, advice: &'static str) -> DbError {
+        DbError::Away { at: Arc::clone(&self.at), cause: cause.into(), advice }
     }
 
     fn slow(&self) -> DbError {
@@ -339,47 +365,62 @@ impl Inner {
             source = deeper.source();
         }
         let refused = |advice| {
-            Failure::Final(DbError::Refused {
-                at: Arc::clone(&self.at),
-                cause: cause.as_str().into(),
-                advice,
-            })
+            let cause = cause.as_str().into();
+            Failure::Final(DbError::Refused { at: Arc::clone(&self.at), cause, advice })
         };
         let Some(code) = error.code() else {
             if cause.contains(NO_PASSWORD) {
                 return refused("it asks for a password: set DB_PASS, or put it into DATABASE_URL");
             }
+            if cause.contains(NOT_BOUND) {
+                return refused(
+                    "channel_binding=require takes only a server that asks for a password by scram-sha-256 over TLS, \
+                     with a certificate whose signature has a hash",
+                );
+            }
             // No answer from the server: the connection, or what we sent (which no outside input reaches).
-            let away = self.away(&cause);
+            let away = self.away(&cause, UNREACHABLE);
             return if error.is_closed()
                 || std::error::Error::source(error).is_some_and(|source| source.is::<std::io::Error>())
             {
-                Failure::Dying(away)
+                Failure::Again(away)
             } else {
                 Failure::Final(away)
             };
         };
+        let cancelled =
+            |advice| DbError::Cancelled { at: Arc::clone(&self.at), cause: cause.as_str().into(), advice };
+        let statement = |advice| Failure::Final(DbError::Statement { cause: cause.as_str().into(), advice });
         let class = code.code().get(..2).unwrap_or_default();
         match class {
-            "57" if *code == SqlState::QUERY_CANCELED => Failure::Final(self.slow()),
+            // A second attempt would take as long.
+            "57" if *code == SqlState::QUERY_CANCELED => Failure::Final(cancelled(TOO_SHORT)),
+            "40" if *code == SqlState::T_R_DEADLOCK_DETECTED => Failure::Again(cancelled(LOCKED)),
+            "40" => Failure::Again(cancelled(STANDBY)),
+            "55" if *code == SqlState::LOCK_NOT_AVAILABLE => Failure::Again(cancelled(LOCKED)),
             // 55: among others, a database that takes no connections at the moment.
-            "57" | "08" | "55" => Failure::Dying(self.away(&cause)),
-            "53" | "58" | "XX" => Failure::Final(self.away(&cause)),
+            "57" | "55" => Failure::Again(self.away(&cause, PASSING)),
+            "08" => Failure::Again(self.away(&cause, UNREACHABLE)),
+            "53" => Failure::Final(self.away(&cause, SHORT)),
+            "58" | "XX" => Failure::Final(self.away(&cause, ITS_LOG)),
             "28" if *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION && self.at.starts_with('/') => {
                 refused(
                     "check DB_USER: on its own machine's socket PostgreSQL may ask for the system's user of that name \
-                 (with DB_HOST=localhost it goes by DB_PASS)",
+                     (with DB_HOST=localhost it goes by DB_PASS)",
                 )
             }
             "28" | "3D" => refused("check DB_USER, DB_PASS and DB_NAME or DATABASE_URL"),
-            _ => Failure::Final(DbError::Statement { cause: cause.into() }),
+            "42" if *code == SqlState::INSUFFICIENT_PRIVILEGE => statement(NO_GRANT),
+            // Names that are not there.
+            "42" | "3F" => statement(OTHER_TABLES),
+            _ => statement(ITS_LOG),
         }
     }
 }
 
 /// A connection in use. Dropped before [`give_back`](Self::give_back), it is closed: something may still
 /// be on its way to it.
-struct Lease(Option<Object>);
+struct Lease(Option<Object<Connector>>);
 
 impl Lease {
     fn give_back(mut self) {
@@ -393,103 +434,4 @@ impl Drop for Lease {
             drop(Object::take(object));
         }
     }
-}
-
-struct Connector {
-    at: Arc<str>,
-    encryption: Encryption,
-    address_timeout: Duration,
-    /// Whether it was said that TLS failed and that connections are plain therefore.
-    fell_back: AtomicBool,
-    ended: Arc<Notify>,
-}
-
-impl Connector {
-    async fn attempt(&self, config: &tokio_postgres::Config) -> Result<Connection, tokio_postgres::Error> {
-        let over_tcp =
-            config.get_hosts().iter().any(|host| matches!(host, tokio_postgres::config::Host::Tcp(_)));
-        let attempts = if over_tcp { self.encryption.attempts() } else { &[Attempt::Plain] };
-        let mut first: Option<tokio_postgres::Error> = None;
-        for attempt in attempts {
-            let mut config = config.clone();
-            config.connect_timeout(self.address_timeout).ssl_mode(match attempt {
-                Attempt::Plain => SslMode::Disable,
-                Attempt::Offered => SslMode::Prefer,
-                Attempt::Encrypted => SslMode::Require,
-            });
-            match (config.connect(self.encryption.connector()).await, first.take()) {
-                (Ok(connection), Some(error)) => {
-                    self.note_fall_back(*attempt, &error);
-                    return Ok(connection);
-                }
-                (Ok(connection), None) => return Ok(connection),
-                (Err(_), Some(error)) => return Err(error),
-                (Err(error), None) if tls::worth_another(&error) => first = Some(error),
-                (Err(error), None) => return Err(error),
-            }
-        }
-        match first {
-            Some(error) => Err(error),
-            None => config.connect(self.encryption.connector()).await,
-        }
-    }
-
-    fn note_fall_back(&self, attempt: Attempt, error: &tokio_postgres::Error) {
-        if attempt == Attempt::Plain && !self.fell_back.swap(true, Ordering::Relaxed) {
-            let cause = match tls::advice(error, &self.encryption) {
-                Some((cause, _)) => cause,
-                None => error.to_string(),
-            };
-            warn!(
-                "PostgreSQL at {}: connections are not encrypted, since TLS failed ({cause}) and {} allows that",
-                self.at, self.encryption.variable
-            );
-        }
-    }
-}
-
-type Connection = (tokio_postgres::Client, tokio_postgres::Connection<Socket, tls::Encrypted>);
-type Connecting<'a> = Pin<
-    Box<
-        dyn Future<Output = Result<(tokio_postgres::Client, JoinHandle<()>), tokio_postgres::Error>>
-            + Send
-            + 'a,
-    >,
->;
-
-impl Connect for Connector {
-    fn connect(&self, config: &tokio_postgres::Config) -> Connecting<'_> {
-        let config = config.clone();
-        Box::pin(async move {
-            let (client, connection) = self.attempt(&config).await?;
-            // The next statement finds out that it has ended, and logs the loss once.
-            let ended = Arc::clone(&self.ended);
-            let task = tokio::spawn(async move {
-                if let Err(error) = connection.await {
-                    debug!("a connection to PostgreSQL ended: {error}");
-                }
-                ended.notify_one();
-            });
-            Ok((client, task))
-        })
-    }
-}
-
-fn client_config(options: &Options) -> tokio_postgres::Config {
-    let mut config = tokio_postgres::Config::new();
-    match &options.host {
-        Host::Tcp(name) => config.host(name),
-        Host::Unix(dir) => config.host_path(dir),
-    };
-    config.port(options.port).user(&options.user).dbname(&options.dbname);
-    if let Some(password) = &options.password {
-        config.password(password);
-    }
-    if let Some(session_options) = &options.session_options {
-        config.options(session_options);
-    }
-    // A host that vanished without a word is noticed in tens of seconds instead of hours.
-    config.keepalives_idle(Duration::from_secs(30)).keepalives_interval(Duration::from_secs(10));
-    config.keepalives_retries(3).tcp_user_timeout(Duration::from_secs(30));
-    config
 }

@@ -28,7 +28,7 @@ impl Columns for Row {
 
 /// A column of another type than Mastodon's.
 pub fn unreadable(cause: String) -> DbError {
-    DbError::Statement { cause: cause.into() }
+    DbError::statement(&cause)
 }
 
 /// An array of text; its entries that are null are left out.

@@ -296,7 +296,7 @@ impl<S: Send + 'static> Driver<S> {
 /// A question whose task ended without an answer; it is asked again.
 fn broken(failure: &JoinError) -> DbError {
     error!("a question about who may see a status failed: {failure}");
-    DbError::Statement { cause: "its task ended".into() }
+    DbError::statement("its task ended")
 }
 
 /// Asks PostgreSQL all that an [`Ask`] is about, at once. As a rule that is one statement.

@@ -11,40 +11,55 @@
 //! | verify-full | TLS | the chain and the name |
 //!
 //! Where the server offers it, SCRAM is bound to the TLS channel by `tls-server-end-point` (RFC 5929
-//! section 4), so that a password is of no use to whoever stands between. Unix sockets are never encrypted.
+//! section 4), so that a password is of no use to whoever stands between: `channel_binding=require` insists on that,
+//! `disable` does without. In every mode the server must prove that it has its certificate's key. Unix sockets are
+//! never encrypted.
 //!
 //! Tested against real servers in `tests/db_tls.rs`.
 
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use arc_swap::ArcSwapOption;
 use rustls::pki_types::ServerName;
-use sha2::{Digest, Sha256, Sha384, Sha512};
+use sha2::{Digest, Sha224, Sha256, Sha384, Sha512};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_postgres::Socket;
-use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
+use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 use tokio_rustls::TlsConnector;
 
+use super::Host;
 use crate::config::{self, RootCerts, SslMode};
-use crate::tls::der::{self, Hash};
-use crate::tls::{Client, POSTGRESQL, SetupError, Verify, server_name};
+use crate::net::Stream;
+use crate::tls::der::{Certificate, Hash, Signature};
+use crate::tls::{Client, POSTGRESQL, SetupError, Verify};
 
-/// How connections are encrypted.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// How connections are encrypted. Clones share what is known of it.
+#[derive(Clone, Debug)]
 pub struct Encryption {
     /// `sslmode`
     pub mode: SslMode,
     /// The variable that asks for it, for messages.
     pub variable: &'static str,
     client: Option<Client>,
+    /// Why the last connection was made without, though with was tried.
+    fallback: Arc<ArcSwapOption<String>>,
 }
+
+impl PartialEq for Encryption {
+    fn eq(&self, other: &Encryption) -> bool {
+        (self.mode, self.variable, &self.client) == (other.mode, other.variable, &other.client)
+    }
+}
+
+impl Eq for Encryption {}
 
 impl Default for Encryption {
     /// None.
     fn default() -> Encryption {
-        Encryption { mode: SslMode::Disable, variable: "DB_SSLMODE", client: None }
+        Encryption { mode: SslMode::Disable, variable: "DB_SSLMODE", client: None, fallback: Arc::default() }
     }
 }
 
@@ -74,7 +89,8 @@ impl Encryption {
             (SslMode::Allow | SslMode::Prefer | SslMode::Require, _) => Verify::Nothing,
         };
         let client = Client::new(verify, &database.roots, tls, database.client.as_ref(), &POSTGRESQL)?;
-        Ok(Encryption { mode: database.mode, variable: database.variable, client: Some(client) })
+        let (mode, variable) = (database.mode, database.variable);
+        Ok(Encryption { mode, variable, client: Some(client), ..Encryption::default() })
     }
 
     /// What is tried, in this order, over TCP.
@@ -87,40 +103,40 @@ impl Encryption {
         }
     }
 
-    pub(super) fn connector(&self) -> MakeRustls {
-        MakeRustls { client: self.client.clone() }
+    /// Why connections are made without encryption though with was tried, if that is so.
+    pub fn fallback(&self) -> Option<Arc<str>> {
+        self.fallback.load().as_deref().map(|cause| cause.as_str().into())
+    }
+
+    /// Notes it; whether that is news.
+    pub(super) fn set_fallback(&self, cause: Option<&str>) -> bool {
+        let before = self.fallback.swap(cause.map(|cause| Arc::new(cause.to_owned())));
+        before.as_deref().map(String::as_str) != cause
+    }
+
+    /// For one connection to that host.
+    pub(super) fn connector(&self, host: &Host) -> Connector {
+        let name = match (host, &self.client) {
+            (Host::Tcp(host), Some(client)) => client.server_name(host).ok(),
+            // It is asked for unix sockets and plain connections too.
+            _ => None,
+        };
+        Connector { client: self.client.clone(), name }
     }
 }
 
-/// Makes TLS streams for `tokio_postgres`.
-#[derive(Clone)]
-pub(super) struct MakeRustls {
-    client: Option<Client>,
-}
-
-/// For one connection.
-pub(super) struct ConnectRustls {
+/// Makes one TLS stream for `tokio_postgres`.
+pub(super) struct Connector {
     client: Option<Client>,
     name: Option<ServerName<'static>>,
 }
 
-impl MakeTlsConnect<Socket> for MakeRustls {
-    type Stream = Encrypted;
-    type TlsConnect = ConnectRustls;
-    type Error = io::Error;
-
-    fn make_tls_connect(&mut self, host: &str) -> io::Result<ConnectRustls> {
-        // It is asked for unix sockets and plain connections too.
-        Ok(ConnectRustls { client: self.client.clone(), name: server_name(host).ok() })
-    }
-}
-
-impl TlsConnect<Socket> for ConnectRustls {
+impl TlsConnect<Stream> for Connector {
     type Stream = Encrypted;
     type Error = io::Error;
     type Future = Pin<Box<dyn Future<Output = io::Result<Encrypted>> + Send>>;
 
-    fn connect(self, socket: Socket) -> Self::Future {
+    fn connect(self, socket: Stream) -> Self::Future {
         Box::pin(async move {
             let (Some(client), Some(name)) = (self.client, self.name) else {
                 let text = "the host is no name that a certificate could be for";
@@ -134,18 +150,25 @@ impl TlsConnect<Socket> for ConnectRustls {
 
 /// An encrypted connection.
 pub(super) struct Encrypted {
-    stream: Box<tokio_rustls::client::TlsStream<Socket>>,
+    stream: Box<tokio_rustls::client::TlsStream<Stream>>,
 }
 
 impl TlsStream for Encrypted {
     fn channel_binding(&self) -> ChannelBinding {
         let certificates = self.stream.get_ref().1.peer_certificates().unwrap_or_default();
         let Some(certificate) = certificates.first() else { return ChannelBinding::none() };
-        let digest = match der::signature_hash(certificate) {
-            Some(Hash::Sha256) => Sha256::digest(certificate).to_vec(),
-            Some(Hash::Sha384) => Sha384::digest(certificate).to_vec(),
-            Some(Hash::Sha512) => Sha512::digest(certificate).to_vec(),
-            None => return ChannelBinding::none(),
+        let signature = Certificate::parse(certificate).and_then(|read| read.algorithm.signature());
+        let hash = match signature {
+            Some(Signature::Pkcs1(hash) | Signature::Ecdsa(hash) | Signature::Pss { hash, .. }) => hash,
+            // Ed25519 has no hash of its own, so that nothing can be bound to it.
+            Some(Signature::Ed25519) | None => return ChannelBinding::none(),
+        };
+        let digest = match hash {
+            // RFC 5929 section 4.1 has no weaker one than SHA-256.
+            Hash::Md5 | Hash::Sha1 | Hash::Sha256 => Sha256::digest(certificate).to_vec(),
+            Hash::Sha224 => Sha224::digest(certificate).to_vec(),
+            Hash::Sha384 => Sha384::digest(certificate).to_vec(),
+            Hash::Sha512 => Sha512::digest(certificate).to_vec(),
         };
         ChannelBinding::tls_server_end_point(digest)
     }
@@ -181,7 +204,8 @@ pub(super) fn advice(error: &tokio_postgres::Error, encryption: &Encryption) -> 
     let variable = encryption.variable;
     if let Some(found) = crate::tls::inside(error) {
         let mut advice = crate::tls::advice(found, AUTHORITIES);
-        if matches!(found, rustls::Error::InvalidCertificate(_)) {
+        let is_certificate = matches!(found, rustls::Error::InvalidCertificate(_));
+        if is_certificate && encryption.mode != SslMode::Require {
             advice.push_str("; sslmode=require would encrypt without knowing to whom");
         }
         return Some((crate::tls::cause(found), advice));

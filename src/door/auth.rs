@@ -74,14 +74,14 @@ pub(crate) async fn look_up(directory: &dyn Directory, token: &str) -> Result<To
     }
 }
 
-/// Whether the account may have that list. A failed question is a no: the text does not tell them apart.
+/// Whether the account may have that list. A question that could not be asked says nothing about the list.
 pub(crate) async fn check_list(directory: &dyn Directory, account: Id, list: Id) -> Result<(), Refusal> {
     match directory.owns_list(account, list).await {
         Ok(true) => Ok(()),
         Ok(false) => Err(Refusal::FOREIGN_LIST),
         Err(error) => {
             tracing::debug!(%error, list, "list look-up failed");
-            Err(Refusal::FOREIGN_LIST)
+            Err(Refusal::DATABASE_AWAY)
         }
     }
 }

@@ -4,7 +4,6 @@
 //! Bound: each attempt has a deadline, which the caller takes from `limits`.
 
 use std::io::{self, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -12,6 +11,7 @@ use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::TlsConnector;
 
+use crate::net::{self, Stream};
 pub use crate::redis::greeting::{Greeting, Role, advice, refusal, tell};
 use crate::redis::sentinel::Sentinels;
 use crate::redis::socket::{AsyncSocket, BlockingSocket, TlsSocket};
@@ -169,64 +169,69 @@ fn open(options: &Options, deadline: Instant) -> Result<BlockingSocket, ConnectE
         }
         Address::Sentinel(sentinels) => return Err(no_master(sentinels)),
     };
-    let resolve = |error| ConnectError::Resolve(address.clone(), error);
-    let found: Vec<_> = (host, port).to_socket_addrs().map_err(resolve)?.collect();
-    let mut failure = resolve(io::ErrorKind::NotFound.into());
-    for (tried, candidate) in found.iter().enumerate() {
-        // One address that swallows everything must not eat the time of the others.
-        let share = time_left(address, deadline)? / u32::try_from(found.len() - tried).unwrap_or(1);
-        let connected = TcpStream::connect_timeout(candidate, share).and_then(|stream| {
-            stream.set_nodelay(true)?;
-            match &options.tls {
-                None => Ok(BlockingSocket::Tcp(stream)),
-                Some(tls) => {
-                    let connection = tls.connection(host).map_err(io::Error::other)?;
-                    Ok(BlockingSocket::Tls(TlsSocket::new(connection, stream)))
-                }
-            }
-        });
-        match connected {
-            Ok(stream) => return Ok(stream),
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                failure = ConnectError::Timeout(address.clone());
-            }
-            Err(error) => failure = ConnectError::Unreachable(address.clone(), error),
+    let limit = time_left(address, deadline)?;
+    let stream = net::connect_blocking(host, port, limit).map_err(|failure| unreachable(address, failure))?;
+    match &options.tls {
+        None => Ok(BlockingSocket::Tcp(stream)),
+        Some(tls) => {
+            let connection = tls.connection(host).map_err(io::Error::other);
+            let connection = connection.map_err(|error| broken(options, error))?;
+            Ok(BlockingSocket::Tls(TlsSocket::new(connection, stream)))
         }
     }
-    Err(failure)
 }
 
-/// Connects and greets; with sentinels, to the master that [`connect`] found last. Whoever calls it sets the
-/// deadline.
-pub async fn connect_async(options: &Options, role: Role) -> Result<Connected<AsyncSocket>, ConnectError> {
+/// Whose fault it is that no address takes the connection.
+fn unreachable(address: &Address, failure: net::Failure) -> ConnectError {
+    match failure {
+        net::Failure::Name(error) => ConnectError::Resolve(address.clone(), error),
+        net::Failure::Addresses(error) if error.kind() == io::ErrorKind::TimedOut => {
+            ConnectError::Timeout(address.clone())
+        }
+        net::Failure::Addresses(error) => ConnectError::Unreachable(address.clone(), error),
+    }
+}
+
+/// Connects and greets within that time; with sentinels, to the master that [`connect`] found last.
+pub async fn connect_async(
+    options: &Options,
+    role: Role,
+    limit: Duration,
+) -> Result<Connected<AsyncSocket>, ConnectError> {
     let direct = match &options.address {
         Address::Sentinel(sentinels) => sentinels.current().map(|master| options.at(&master)),
         Address::Tcp { .. } | Address::Unix(_) => None,
     };
     let options = direct.as_ref().unwrap_or(options);
+    let connected = tokio::time::timeout(limit, greet(options, role, limit)).await;
+    connected.unwrap_or_else(|_| Err(ConnectError::Timeout(options.address.clone())))
+}
+
+async fn greet(
+    options: &Options,
+    role: Role,
+    limit: Duration,
+) -> Result<Connected<AsyncSocket>, ConnectError> {
     let address = &options.address;
-    let resolve = |error| ConnectError::Resolve(address.clone(), error);
-    let unreachable = |error| ConnectError::Unreachable(address.clone(), error);
     let broken = |error| broken(options, error);
-    let mut stream = match address {
+    let stream = match address {
         Address::Tcp { host, port } => {
-            let found: Vec<_> =
-                tokio::net::lookup_host((host.as_str(), *port)).await.map_err(resolve)?.collect();
-            let stream = tokio::net::TcpStream::connect(&found[..]).await.map_err(unreachable)?;
-            stream.set_nodelay(true).map_err(broken)?;
-            match &options.tls {
-                None => AsyncSocket::Tcp(stream),
-                Some(tls) => {
-                    let name = tls::server_name(host).map_err(io::Error::other).map_err(broken)?;
-                    let connector = TlsConnector::from(tls.config());
-                    AsyncSocket::Tls(Box::new(connector.connect(name, stream).await.map_err(broken)?))
-                }
-            }
+            let stream = net::connect(host, *port, limit).await;
+            Stream::Tcp(stream.map_err(|failure| unreachable(address, failure))?)
         }
         Address::Unix(path) => {
-            AsyncSocket::Unix(tokio::net::UnixStream::connect(path).await.map_err(unreachable)?)
+            let stream = tokio::net::UnixStream::connect(path).await;
+            Stream::Unix(stream.map_err(|error| ConnectError::Unreachable(address.clone(), error))?)
         }
         Address::Sentinel(sentinels) => return Err(no_master(sentinels)),
+    };
+    let mut stream = match (address, &options.tls) {
+        (Address::Tcp { host, .. }, Some(tls)) => {
+            let name = tls.server_name(host).map_err(io::Error::other).map_err(broken)?;
+            let connector = TlsConnector::from(tls.config());
+            AsyncSocket::Tls(Box::new(connector.connect(name, stream).await.map_err(broken)?))
+        }
+        _ => AsyncSocket::Plain(stream),
     };
     let (out, mut greeting) = Greeting::new(options, role);
     stream.write_all(&out).await.map_err(broken)?;

@@ -264,11 +264,8 @@ impl Presence {
         epoch: u32,
     ) -> Result<std::convert::Infallible, End> {
         let client_id = self.subscriber.borrow().client_id;
-        let connected = timeout(self.waits.connect, connect_async(&self.options, Role::Command)).await;
-        let stream = match connected {
-            Ok(connected) => connected?.stream,
-            Err(_) => return Err(ConnectError::Timeout(self.options.address.clone()).into()),
-        };
+        let connected = connect_async(&self.options, Role::Command, self.waits.connect).await;
+        let stream = connected?.stream;
         let answer = self.waits.answer;
         let mut connection = Connection {
             stream,

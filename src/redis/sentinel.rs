@@ -204,7 +204,7 @@ type Named = (HostPort, Option<u64>);
 
 /// Asks one sentinel who the master is, on a connection of its own; none where it does not say.
 async fn ask_again(sentinels: &Sentinels, options: &Options) -> Option<Named> {
-    let mut stream = connect_async(options, Role::Sentinel).await.ok()?.stream;
+    let mut stream = connect_async(options, Role::Sentinel, CONNECT_TIMEOUT).await.ok()?.stream;
     let (mut out, mut input) = (BytesMut::new(), BytesMut::with_capacity(4096));
     let mut greeting = Greeting::more(Role::Sentinel);
     greeting.ask_for_master(&mut out, &sentinels.master);
@@ -276,10 +276,9 @@ async fn listen(
     backoff: &mut Backoff,
 ) -> Deaf {
     let options = sentinels.options(at);
-    let connected = match timeout(CONNECT_TIMEOUT, connect_async(&options, Role::Sentinel)).await {
-        Ok(Ok(connected)) => connected,
-        Ok(Err(error)) => return error.into(),
-        Err(_) => return Deaf::Silent,
+    let connected = match connect_async(&options, Role::Sentinel, CONNECT_TIMEOUT).await {
+        Ok(connected) => connected,
+        Err(error) => return error.into(),
     };
     let mut stream = connected.stream;
     let mut out = BytesMut::new();

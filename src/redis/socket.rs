@@ -14,6 +14,8 @@ use mio::{Interest, Registry, Token};
 use rustls::ClientConnection;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::net::Stream;
+
 /// A blocking socket, while a connection is set up.
 #[derive(Debug)]
 pub enum BlockingSocket {
@@ -209,12 +211,10 @@ impl<T: Read + Write> Write for TlsSocket<T> {
 /// The command connection's socket.
 #[derive(Debug)]
 pub enum AsyncSocket {
-    /// TCP.
-    Tcp(tokio::net::TcpStream),
-    /// A unix socket.
-    Unix(tokio::net::UnixStream),
-    /// TLS over TCP.
-    Tls(Box<tokio_rustls::client::TlsStream<tokio::net::TcpStream>>),
+    /// As it is.
+    Plain(Stream),
+    /// With TLS over it.
+    Tls(Box<tokio_rustls::client::TlsStream<Stream>>),
 }
 
 impl AsyncRead for AsyncSocket {
@@ -224,8 +224,7 @@ impl AsyncRead for AsyncSocket {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            AsyncSocket::Tcp(socket) => Pin::new(socket).poll_read(cx, buffer),
-            AsyncSocket::Unix(socket) => Pin::new(socket).poll_read(cx, buffer),
+            AsyncSocket::Plain(socket) => Pin::new(socket).poll_read(cx, buffer),
             AsyncSocket::Tls(socket) => Pin::new(socket).poll_read(cx, buffer),
         }
     }
@@ -234,24 +233,21 @@ impl AsyncRead for AsyncSocket {
 impl AsyncWrite for AsyncSocket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            AsyncSocket::Tcp(socket) => Pin::new(socket).poll_write(cx, buffer),
-            AsyncSocket::Unix(socket) => Pin::new(socket).poll_write(cx, buffer),
+            AsyncSocket::Plain(socket) => Pin::new(socket).poll_write(cx, buffer),
             AsyncSocket::Tls(socket) => Pin::new(socket).poll_write(cx, buffer),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            AsyncSocket::Tcp(socket) => Pin::new(socket).poll_flush(cx),
-            AsyncSocket::Unix(socket) => Pin::new(socket).poll_flush(cx),
+            AsyncSocket::Plain(socket) => Pin::new(socket).poll_flush(cx),
             AsyncSocket::Tls(socket) => Pin::new(socket).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            AsyncSocket::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
-            AsyncSocket::Unix(socket) => Pin::new(socket).poll_shutdown(cx),
+            AsyncSocket::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
             AsyncSocket::Tls(socket) => Pin::new(socket).poll_shutdown(cx),
         }
     }

@@ -506,6 +506,7 @@ fn database_options(config: &Config) -> Result<Option<db::Options>, Failure> {
             ..waits
         },
         session_options: database.options.clone(),
+        channel_binding: database.channel_binding,
         encryption,
     }))
 }

@@ -130,6 +130,7 @@ impl crate::status::Sources for Sources {
         let mut shown = DatabaseStats {
             connected: pool.is_up(),
             obstacle: self.database_obstacle.read(),
+            unencrypted_because: pool.fallback().map(|cause| cause.to_string()),
             ..DatabaseStats::default()
         };
         for pool in [pool].into_iter().chain(self.audience.as_ref().map(|(_, pool)| pool)) {

@@ -190,6 +190,11 @@ fn stages(out: &mut Text, snapshot: &Snapshot) {
     if let Some(database) = &snapshot.database {
         let connected = u8::from(database.connected);
         out.gauge("tidegate_database_connected", "Whether PostgreSQL answers", connected);
+        out.gauge(
+            "tidegate_database_unencrypted_fallback",
+            "Whether connections to PostgreSQL are made without encryption because TLS failed",
+            u8::from(database.unencrypted_because.is_some()),
+        );
     }
     let Some(audience) = &snapshot.audience else { return };
     let help = "Messages that wait for their audience";

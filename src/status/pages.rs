@@ -213,6 +213,9 @@ fn status_text(now: &Snapshot) -> String {
                 out,
                 "PostgreSQL: {state}; {total} connections, {idle} of them idle, {waiting} requests waiting"
             );
+            if let Some(cause) = &database.unencrypted_because {
+                let _ = writeln!(out, "  connections are NOT encrypted, since TLS failed: {cause}");
+            }
         }
         None => out.push_str("PostgreSQL: not used\n"),
     }

@@ -178,6 +178,8 @@ pub struct DatabaseStats {
     pub idle: u64,
     /// Requests that wait for a connection.
     pub waiting: u64,
+    /// Why connections are made without encryption, if TLS was tried and failed.
+    pub unencrypted_because: Option<String>,
 }
 
 /// The audience stage's figures.

@@ -21,12 +21,12 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{SpanData, SpanExporter};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 use tokio_rustls::TlsConnector;
 
 use crate::config::variables as v;
 use crate::config::{RootCerts, Tls, Traces};
+use crate::net;
 use crate::tls::{self, Names, Verify};
 
 /// More is no answer to spans.
@@ -113,12 +113,12 @@ impl Client {
         let host = uri.host().unwrap_or_default();
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         let port = uri.port_u16().unwrap_or(if self.tls.is_some() { 443 } else { 80 });
-        let stream = TcpStream::connect((bare, port)).await?;
+        let stream = net::connect(bare, port, self.timeout).await.map_err(net::Failure::into_io)?;
         match &self.tls {
             None => talk(stream, request, &uri).await,
             Some(client) => {
                 let connector = TlsConnector::from(client.config());
-                talk(connector.connect(tls::server_name(bare)?, stream).await?, request, &uri).await
+                talk(connector.connect(client.server_name(bare)?, stream).await?, request, &uri).await
             }
         }
     }

@@ -1,15 +1,20 @@
 //! TLS towards Redis, Sentinel, PostgreSQL and the receiver of traces: whom to trust, and what to do when a handshake fails.
 //!
 //! rustls with the ring provider, TLS 1.2 and 1.3. A [`Client`] is made once at the start (a file that cannot
-//! be read ends the start) and shared by all connections. What is verified is chosen per use: nothing, the
-//! chain, or the chain and the name ([`Verify`]); [`verify`] does it, [`der`] reads the few fields of a
-//! certificate that rustls does not give out.
+//! be read ends the start) and shared by all connections. What is verified of a certificate is chosen per use: nothing,
+//! the chain, or the chain and the name ([`Verify`]); [`verify`] does it, with [`signature`] for what ring does not
+//! verify and [`chain`] for what webpki does not know. [`der`] reads certificates.
+//!
+//! ring rather than aws-lc-rs: that adds 2.0 MiB to the program and C code to every build, and knows neither SHA-224
+//! nor short RSA keys with PSS nor Ed448 either; RustCrypto's verifiers add a third of a MiB.
 //!
 //! Bounds: a certificate file is at most [`FILE_BYTES_MAX`] long.
-//! Tested against real servers in `tests/db_tls.rs`, `tests/redis_tls.rs` and `tests/e2e_otel_receiver.rs`.
+//! Tested against real servers in `tests/db_tls.rs`, `tests/tls_matrix.rs`, `tests/redis_tls.rs` and
+//! `tests/e2e_otel_receiver.rs`.
 
 use std::fmt;
 use std::io::Read;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,9 +22,14 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, InvalidDnsNameError, PrivateKeyDer, ServerName};
 use rustls::{AlertDescription, CertificateError, ClientConfig, ClientConnection, RootCertStore};
 
-use crate::config::{ClientCert, RootCerts, Tls};
+use sha2::{Digest, Sha256};
 
+use crate::config::{ClientCert, RootCerts, Tls};
+use chain::Fault;
+
+mod chain;
 pub mod der;
+mod signature;
 mod verify;
 
 pub use verify::Verify;
@@ -43,7 +53,7 @@ const SYSTEM_BUNDLES: [&str; 5] = [
 /// Why TLS cannot be set up. Names the file and the variable.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    /// A file is missing, too long, or not ours to read.
+    /// A file is missing, or not ours to read.
     #[error("{variable}: {} cannot be read ({error})", path.display())]
     Unreadable {
         /// What names the file.
@@ -52,6 +62,18 @@ pub enum SetupError {
         path: PathBuf,
         /// Why.
         error: std::io::Error,
+    },
+    /// A file is longer than [`FILE_BYTES_MAX`].
+    #[error(
+        "{variable}: {} is longer than {} MiB; a file of certificates is meant (PEM)",
+        path.display(),
+        FILE_BYTES_MAX >> 20
+    )]
+    TooLong {
+        /// What names the file.
+        variable: &'static str,
+        /// The file.
+        path: PathBuf,
     },
     /// There is nothing of use in a file.
     #[error("{variable}: {} holds no {wanted} in PEM form", path.display())]
@@ -94,6 +116,7 @@ pub const POSTGRESQL: Names = Names { roots: "sslrootcert", cert: "sslcert", key
 #[derive(Clone)]
 pub struct Client {
     config: Arc<ClientConfig>,
+    verify: Verify,
 }
 
 impl fmt::Debug for Client {
@@ -139,9 +162,8 @@ impl Client {
         let _ = store.add_parsable_certificates(trusted.named.iter().chain(&trusted.system).cloned());
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let algorithms = provider.signature_verification_algorithms;
-        let mut named = trusted.named;
-        named.truncate(NAMED_MAX);
-        let verifier = verify::Verifier::new(verify, store, named, algorithms);
+        let own = trusted.named.iter().map(|named| Sha256::digest(named).into()).collect();
+        let verifier = verify::Verifier::new(verify, store, own, algorithms);
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(SetupError::Library)?
@@ -157,7 +179,7 @@ impl Client {
                     .map_err(|error| SetupError::Identity { names, error })?
             }
         };
-        Ok(Client { config: Arc::new(config) })
+        Ok(Client { config: Arc::new(config), verify })
     }
 
     /// What asynchronous connections need.
@@ -170,13 +192,22 @@ impl Client {
     /// # Errors
     /// Where the host is no name that a certificate could be for.
     pub fn connection(&self, host: &str) -> Result<ClientConnection, rustls::Error> {
-        let name = server_name(host).map_err(|error| rustls::Error::General(error.to_string()))?;
+        let name = self.server_name(host).map_err(|error| rustls::Error::General(error.to_string()))?;
         ClientConnection::new(self.config(), name)
     }
-}
 
-/// So many of the certificates that are named may be a server's own: more is a bundle of authorities.
-const NAMED_MAX: usize = 16;
+    /// A host as certificates name it.
+    ///
+    /// # Errors
+    /// Where it is neither a name nor an address, and its certificate's name is verified.
+    pub fn server_name(&self, host: &str) -> Result<ServerName<'static>, InvalidDnsNameError> {
+        match ServerName::try_from(host.to_owned()) {
+            // For an address the server is told no name, and nobody looks whose the certificate is.
+            Err(_) if self.verify != Verify::ChainAndName => Ok(IpAddr::from([0, 0, 0, 0]).into()),
+            name => name,
+        }
+    }
+}
 
 /// Certificates that are believed.
 #[derive(Default)]
@@ -185,14 +216,6 @@ struct Trusted {
     named: Vec<CertificateDer<'static>>,
     /// The system's.
     system: Vec<CertificateDer<'static>>,
-}
-
-/// A host as certificates name it.
-///
-/// # Errors
-/// Where it is neither a name nor an address.
-pub fn server_name(host: &str) -> Result<ServerName<'static>, InvalidDnsNameError> {
-    ServerName::try_from(host.to_owned())
 }
 
 fn trusted(roots: &RootCerts, tls: &Tls, names: &Names) -> Result<Trusted, SetupError> {
@@ -253,7 +276,10 @@ fn read(variable: &'static str, path: &Path) -> Result<Vec<u8>, SetupError> {
     let unreadable = |error| SetupError::Unreadable { variable, path: path.to_owned(), error };
     let mut bytes = Vec::new();
     let file = std::fs::File::open(path).map_err(unreadable)?;
-    file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(unreadable)?;
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(SetupError::TooLong { variable, path: path.to_owned() });
+    }
     Ok(bytes)
 }
 
@@ -290,8 +316,14 @@ pub fn cause(error: &rustls::Error) -> String {
             }
             Bad::Expired | Bad::ExpiredContext { .. } => "its certificate has expired".into(),
             Bad::NotValidYet | Bad::NotValidYetContext { .. } => "its certificate is not valid yet".into(),
-            bad if is_authority(bad) => "its certificate is its own authority (self-signed)".into(),
-            bad => format!("its certificate is not acceptable: {bad}"),
+            Bad::InvalidPurpose | Bad::InvalidPurposeContext { .. } => {
+                "its certificate is not for servers (extended key usage)".into()
+            }
+            Bad::UnhandledCriticalExtension => Fault::Extension.to_string(),
+            bad => match fault(bad) {
+                Some(fault) => fault.to_string(),
+                None => format!("its certificate is not acceptable: {bad}"),
+            },
         },
         rustls::Error::InvalidMessage(_) => "what answers there does not speak TLS".into(),
         other => other.to_string(),
@@ -317,23 +349,39 @@ pub fn advice(error: &rustls::Error, authorities: &str) -> String {
             }
             Bad::Expired | Bad::ExpiredContext { .. } => "renew it, and check the clock".into(),
             Bad::NotValidYet | Bad::NotValidYetContext { .. } => "check the clocks of both machines".into(),
-            Bad::BadEncoding => "have it made anew, as an X.509 certificate of version 3".into(),
-            _ => format!(
-                "have it made anew: version 3, not an authority's own (CA:FALSE); or name the certificate itself by \
-                 {authorities}"
-            ),
+            Bad::BadEncoding => "have it made anew, in the form of X.509 (RFC 5280)".into(),
+            bad => match fault(bad) {
+                Some(Fault::SelfSigned) => {
+                    format!("put that certificate itself into a file and name that by {authorities}")
+                }
+                Some(Fault::ShortKey(_)) => {
+                    format!("have it made anew with a key of {} bits or more", signature::RSA_BITS_MIN)
+                }
+                Some(Fault::Signature) => "have it signed anew, with SHA-256".into(),
+                Some(Fault::NotOwner) => "find out who answers there: somebody may stand between".into(),
+                // Trust in itself overrides what its authority says or may.
+                Some(Fault::NameConstraints) => {
+                    format!("have it made anew as version 3, or name the certificate itself by {authorities}")
+                }
+                Some(Fault::Extension) | None => "have it made anew for a server, as version 3".into(),
+            },
         },
         rustls::Error::InvalidMessage(_) => "check the port, or do without TLS".into(),
         rustls::Error::AlertReceived(alert) if wants_certificate(*alert) => {
             "the server wants a certificate from its clients, or does not accept ours".into()
         }
-        _ => "check which TLS versions and ciphers the server allows (1.2 and 1.3 are known here)".into(),
+        _ => "check which TLS versions, ciphers and keys the server has (known here are TLS 1.2 and 1.3, and keys \
+              for RSA, ECDSA on P-256, P-384 and P-521, and Ed25519)"
+            .into(),
     }
 }
 
-/// rustls has no word of its own for a server that shows an authority's certificate.
-fn is_authority(bad: &CertificateError) -> bool {
-    matches!(bad, CertificateError::Other(other) if other.to_string().contains("CaUsedAsEndEntity"))
+/// What only we refuse.
+fn fault(bad: &CertificateError) -> Option<Fault> {
+    match bad {
+        CertificateError::Other(other) => other.0.downcast_ref().copied(),
+        _ => None,
+    }
 }
 
 fn wants_certificate(alert: AlertDescription) -> bool {

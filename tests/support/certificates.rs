@@ -18,6 +18,9 @@ pub struct Pair {
     pub key: PathBuf,
 }
 
+const RSA_2048: &[&str] = &["RSA", "-pkeyopt", "rsa_keygen_bits:2048"];
+const P256: &[&str] = &["EC", "-pkeyopt", "ec_paramgen_curve:P-256"];
+
 impl Authority {
     /// A new one, or a word that openssl is not installed.
     pub fn new() -> Option<Authority> {
@@ -48,6 +51,77 @@ impl Authority {
     /// authority.
     pub fn issue(&self, name: &str, common: &str, names: &[&str]) -> Pair {
         self.issue_for(name, common, names, "2")
+    }
+
+    /// One with a key of another kind: `rsa`, `p256`; or signed by another kind of authority: `ed25519-signed`.
+    pub fn issue_with(&self, name: &str, common: &str, names: &[&str], kind: &str) -> Pair {
+        let extensions = format!("basicConstraints=CA:FALSE\nsubjectAltName={}\n", names.join(","));
+        let own = |key: &[&str]| self.key(&format!("{name}-{kind}"), key);
+        let ours = Pair { cert: self.root(), key: self.file("ca.key") };
+        match kind {
+            "ed25519-signed" => {
+                let key = self.key("ed25519-ca", &["ED25519"]);
+                let ca = self.certify(
+                    "ed25519-ca",
+                    &key,
+                    "Ed25519",
+                    None,
+                    &["-sha256"],
+                    Some("basicConstraints=CA:TRUE"),
+                );
+                self.certify(name, &own(RSA_2048), common, Some(&ca), &[], Some(&extensions))
+            }
+            "p256" => self.certify(name, &own(P256), common, Some(&ours), &["-sha256"], Some(&extensions)),
+            _ => self.certify(name, &own(RSA_2048), common, Some(&ours), &["-sha256"], Some(&extensions)),
+        }
+    }
+
+    /// A new key, by the words of `openssl genpkey -algorithm`.
+    pub fn key(&self, name: &str, kind: &[&str]) -> PathBuf {
+        let file = self.file(&format!("{name}.key"));
+        let words = [&["genpkey", "-out", path(&file), "-algorithm"], kind].concat();
+        self.run(&words);
+        file
+    }
+
+    /// A certificate for a key, signed by another or by itself; without extensions it is of version 1. `how` is said to
+    /// `openssl x509`.
+    pub fn certify(
+        &self,
+        name: &str,
+        key: &Path,
+        common: &str,
+        by: Option<&Pair>,
+        how: &[&str],
+        extensions: Option<&str>,
+    ) -> Pair {
+        let (request, cert) = (self.file(&format!("{name}.csr")), self.file(&format!("{name}.crt")));
+        self.run(&[
+            "req",
+            "-new",
+            "-key",
+            path(key),
+            "-subj",
+            &format!("/CN={common}"),
+            "-out",
+            path(&request),
+        ]);
+        let mut words = vec!["x509", "-req", "-in", path(&request), "-out", path(&cert)];
+        words.extend(how);
+        if !how.contains(&"-days") {
+            words.extend(["-days", "2"]);
+        }
+        let file = self.file(&format!("{name}.ext"));
+        if let Some(extensions) = extensions {
+            std::fs::write(&file, extensions).unwrap();
+            words.extend(["-extfile", path(&file)]);
+        }
+        match by {
+            Some(by) => words.extend(["-CA", path(&by.cert), "-CAkey", path(&by.key), "-CAcreateserial"]),
+            None => words.extend(["-signkey", path(key)]),
+        }
+        self.run(&words);
+        Pair { cert, key: key.to_owned() }
     }
 
     /// One that has expired.

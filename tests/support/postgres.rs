@@ -61,6 +61,31 @@ impl Postgres {
         panic!("PostgreSQL found no free port in ten attempts");
     }
 
+    /// Starts one in whose environment that stands (`NAME=value`).
+    pub fn start_with_environment(environment: &str, settings: &[&str]) -> Option<Postgres> {
+        let template = template()?;
+        let folder = Folder::new("pg");
+        let port = free_port();
+        copy(&template, &folder.path().join("data"));
+        own(folder.path());
+        let words =
+            [vec!["env".to_owned(), environment.to_owned()], words(folder.path(), port, settings)].concat();
+        Postgres { port, again: None, service: Service::start(folder, "QUIT", &words) }.ready()
+    }
+
+    /// A hot standby of it, in step with what it has now.
+    pub fn standby(&self, settings: &[&str]) -> Postgres {
+        let folder = Folder::new("pg-standby");
+        own(folder.path());
+        let data = folder.path().join("data");
+        let (port, program) = (self.port.to_string(), program("pg_basebackup").expect("pg_basebackup"));
+        let words =
+            ["-h", "127.0.0.1", "-p", &port, "-U", "mastodon", "-R", "-X", "stream", "-c", "fast", "-D"];
+        let words = [&[program.to_str().unwrap()], &words[..], &[data.to_str().unwrap()]].concat();
+        try_run(&words).expect("a copy of the primary");
+        run(folder, free_port(), settings).ready().expect("the standby starts")
+    }
+
     fn ready(self) -> Option<Postgres> {
         self.is_up().then_some(self)
     }
@@ -69,7 +94,10 @@ impl Postgres {
     fn is_up(&self) -> bool {
         let mut up = false;
         wait_until("PostgreSQL answers or ends", Duration::from_secs(60), || {
-            up = self.running().log().contains("database system is ready to accept connections");
+            let log = self.running().log();
+            up = ["", "read-only "]
+                .iter()
+                .any(|kind| log.contains(&format!("ready to accept {kind}connections")));
             up || self.running().is_gone()
         });
         up

@@ -62,6 +62,15 @@ pub(super) async fn check(report: &mut Report<'_>, config: &Config) {
             if encrypted { "encrypted" } else { "not encrypted" },
         ),
     );
+    if let Some(cause) = pool.fallback() {
+        report.warn(
+            about,
+            format_args!(
+                "connections are NOT encrypted: TLS failed ({cause}), and {} allows to do without; set it to require",
+                options.encryption.variable
+            ),
+        );
+    }
     if i32::try_from(options.pool_size).is_ok_and(|wanted| wanted >= connections) {
         report.warn(
             about,

@@ -9,6 +9,7 @@
 //! Bounds: each server has [`PATIENCE`] to answer, the receiver of traces its own time (`OTEL_EXPORTER_OTLP_TIMEOUT`).
 //! Tested against real servers in `tests/e2e_check.rs`, a real systemd in `tests/systemd.rs`, that receiver in `tests/e2e_otel_receiver.rs`.
 
+mod addresses;
 mod database;
 mod files;
 mod listen;
@@ -58,11 +59,15 @@ pub fn check(env: &Env, mode: Mode, out: &mut dyn Write) -> Outcome {
             files::check(&mut report, &config);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             match runtime {
-                Ok(runtime) => runtime.block_on(async {
-                    listen::check(&mut report, &config);
+                Ok(runtime) => {
+                    runtime.block_on(async { listen::check(&mut report, &config) });
+                    // It blocks, as the server's own connection does while it is made.
                     redis::check(&mut report, &config);
-                    database::check(&mut report, &config).await;
-                }),
+                    runtime.block_on(async {
+                        database::check(&mut report, &config).await;
+                        addresses::check(&mut report, &config).await;
+                    });
+                }
                 Err(error) => report.fail("Runtime", format_args!("cannot be started: {error}")),
             }
             #[cfg(feature = "otel")]

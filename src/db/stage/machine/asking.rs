@@ -350,7 +350,7 @@ impl Machine {
 
     fn failed(&mut self, about: About, error: &DbError, now: Duration) {
         add(&self.stats.query_failures, 1);
-        let is_its_own = matches!(error, DbError::Statement { .. });
+        let is_its_own = matches!(error, DbError::Statement { .. } | DbError::Cancelled { .. });
         if is_its_own {
             self.heard_at = now;
             // The grants may have changed.

@@ -121,7 +121,7 @@ impl Bench {
     }
 
     fn fail(&mut self, ask: &Ask) {
-        let error = DbError::Away { at: "x".into(), cause: "y".into() };
+        let error = DbError::Away { at: "x".into(), cause: "y".into(), advice: "z" };
         self.machine.answer(ask, Err(error), self.now);
     }
 
