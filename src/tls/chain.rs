@@ -68,6 +68,9 @@ impl Judge<'_> {
             between.iter().take(BETWEEN_MAX).filter_map(|der| Certificate::parse(der)).collect();
         let mut signatures = SIGNATURES_MAX;
         self.usable(certificate)?;
+        if !certificate.has_a_servers_key() {
+            return Err(CertificateError::InvalidPurpose);
+        }
         self.climb(certificate, &between, 0, &mut signatures)
     }
 

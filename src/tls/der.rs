@@ -243,6 +243,13 @@ impl<'a> Certificate<'a> {
         }
     }
 
+    /// Whether its key may do what a server does with it, as far as it says what its key is for.
+    pub fn has_a_servers_key(&self) -> bool {
+        let Some(usage) = self.extension(oid::KEY_USAGE) else { return true };
+        // digitalSignature, keyEncipherment or keyAgreement
+        take(usage, BIT_STRING).and_then(|(bits, _)| bits.get(1)).is_some_and(|bits| bits & 0xa8 != 0)
+    }
+
     /// Whether it may be a server's, as far as it says what it is for.
     pub fn may_be_a_servers(&self) -> bool {
         let Some(usages) = self.extension(oid::EXTENDED_KEY_USAGE) else { return true };
@@ -564,6 +571,7 @@ mod tests {
             for input in [&bytes, &made] {
                 if let Some(read) = Certificate::parse(input) {
                     let _ = (read.common_name(), read.authority(), read.may_be_a_servers(), read.key.rsa());
+                    let _ = read.has_a_servers_key();
                     let _ = (read.algorithm.signature(), read.extensions().count(), read.key.curve());
                 }
             }

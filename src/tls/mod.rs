@@ -317,7 +317,7 @@ pub fn cause(error: &rustls::Error) -> String {
             Bad::Expired | Bad::ExpiredContext { .. } => "its certificate has expired".into(),
             Bad::NotValidYet | Bad::NotValidYetContext { .. } => "its certificate is not valid yet".into(),
             Bad::InvalidPurpose | Bad::InvalidPurposeContext { .. } => {
-                "its certificate is not for servers (extended key usage)".into()
+                "its certificate is not for servers (key usage, extended key usage)".into()
             }
             Bad::UnhandledCriticalExtension => Fault::Extension.to_string(),
             bad => match fault(bad) {

@@ -131,6 +131,8 @@ fn is_ignorance(refused: &Error) -> bool {
         Error::InvalidCertificate(bad) => matches!(
             bad,
             Bad::BadEncoding
+                // Which it calls a signature by a key that is too short, too.
+                | Bad::BadSignature
                 | Bad::Other(_)
                 | Bad::UnhandledCriticalExtension
                 | Bad::UnsupportedSignatureAlgorithmContext { .. }
