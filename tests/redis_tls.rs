@@ -105,7 +105,7 @@ fn many_subscriptions_are_written_and_confirmed() {
     let mut sockets: Vec<Ws> = (0..10).map(|_| Ws::open(&world.server, "/", &viewer.token)).collect();
     for (n, ws) in sockets.iter_mut().enumerate() {
         for tag in 0..150 {
-            let tag = format!("{:0>200}x{n}", tag);
+            let tag = format!("{:0>150}x{n}", tag);
             ws.send_json(&json!({ "type": "subscribe", "stream": "hashtag", "tag": tag }));
         }
     }
