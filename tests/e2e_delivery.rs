@@ -7,6 +7,7 @@ mod support;
 
 use std::io::Read;
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -500,26 +501,37 @@ fn subscriptions_that_come_and_go_see_contiguous_runs() {
     let Some(world) = World::start() else { return };
     let viewer = world.viewer("read");
     let (stop, stopped) = mpsc::channel::<()>();
+    let published = &AtomicU64::new(0);
     std::thread::scope(|scope| {
         let mut publisher = world.redis.client();
         let home = viewer.home();
         scope.spawn(move || {
-            let mut n = 0u64;
             while stopped.try_recv() == Err(mpsc::TryRecvError::Empty) {
-                n += 1;
+                let n = published.load(SeqCst) + 1;
                 publisher.publish(&home, &text_message("delete", &n.to_string()));
+                published.store(n, SeqCst);
             }
         });
+        // One may be under way when the count is read; the one after it is published later and so is owed.
+        let owed_from = || published.load(SeqCst) + 2;
         for round in 0..100 {
             let first: u64;
             if round % 2 == 0 {
                 let mut sse = Sse::open(&world.server, USER, &viewer.token);
+                let owed_from = owed_from();
                 first = sse.next().data.parse().unwrap();
+                assert!(first <= owed_from, "{owed_from} was published after the head, {first} came first");
                 (1..50).for_each(|n| sse.expect("delete", &(first + n).to_string()));
             } else {
                 let mut ws = Ws::open(&world.server, "/", &viewer.token);
                 ws.send(r#"{"type":"subscribe","stream":"user"}"#);
+                world.redis.until_subscribed(&viewer.user_channels());
+                let owed_from = owed_from();
                 first = ws.next_json()["payload"].as_str().unwrap().parse().unwrap();
+                assert!(
+                    first <= owed_from,
+                    "{owed_from} was published after Redis had the subscriber, {first} came first"
+                );
                 (1..50).for_each(|n| ws.expect_event(&json!(["user"]), "delete", &(first + n).to_string()));
             }
         }

@@ -26,7 +26,7 @@ fn a_lost_redis_connection_is_a_gap_that_everyone_is_told_of() {
     let mut ws = Ws::open(&world.server, "/?stream=user", &viewer.token);
     let mut sse = Sse::open(&world.server, "/api/v1/streaming/user", &viewer.token);
     world.server.until_metric("connected_clients", &[("type", "websocket")], 1.0);
-    ws.until_live(&world.redis, &viewer.user_channels());
+    ws.probe(&world.redis, &viewer.user_channels());
     for n in 0..50 {
         world.publish(&viewer.home(), &numbered(n));
     }
@@ -39,7 +39,7 @@ fn a_lost_redis_connection_is_a_gap_that_everyone_is_told_of() {
     assert!(rest.contains(":messages may have been missed") || rest.contains(": messages"), "{rest}");
     // Channels and presence are back for whoever is still there, and newcomers get in.
     let mut again = Ws::open(&world.server, "/?stream=user", &viewer.token);
-    again.until_live(&world.redis, &viewer.user_channels());
+    again.probe(&world.redis, &viewer.user_channels());
     assert!(world.redis.ttl(&format!("subscribed:{}", viewer.home())) > 1000);
     world.publish(&viewer.home(), &numbered(7));
     again.expect_event(&json!(["user"]), "update", r#"{"id":"7"}"#);
@@ -55,7 +55,7 @@ fn while_redis_is_away_newcomers_are_told_when_to_come_back() {
     };
     let viewer = world.viewer("read");
     let mut ws = Ws::open(&world.server, "/?stream=user", &viewer.token);
-    ws.until_live(&world.redis, &viewer.user_channels());
+    ws.probe(&world.redis, &viewer.user_channels());
     // The test's own connection ends with the server's process.
     let _ = world.redis.client().try_command(&["SHUTDOWN", "NOSAVE"]);
     assert_eq!(gapless_until_close(&mut ws, 0).1, Some(1012), "away too long: clients had better poll");
@@ -76,7 +76,7 @@ fn without_postgresql_open_streams_go_on_and_newcomers_get_503() {
     let Some(world) = World::with_own_database(&[]) else { return };
     let viewer = world.viewer("read");
     let mut ws = Ws::open(&world.server, "/?stream=user", &viewer.token);
-    ws.until_live(&world.redis, &viewer.user_channels());
+    ws.probe(&world.redis, &viewer.user_channels());
     // As good as gone: nobody may connect, and who was connected is not any more.
     let admin = support::postgres::shared().unwrap().open("postgres");
     let name = &world.db.name;
@@ -118,7 +118,7 @@ fn readiness_follows_postgresql_though_no_newcomer_asks() {
     admin.run(&format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true"));
     ready(200);
     let mut ws = Ws::open(&world.server, "/?stream=user", &viewer.token);
-    ws.until_live(&world.redis, &viewer.user_channels());
+    ws.probe(&world.redis, &viewer.user_channels());
 
     // A server that is started without PostgreSQL is none to send anybody to.
     let mut env = world.env.clone();
@@ -175,7 +175,7 @@ fn one_message_always_passes_whatever_the_budget() {
     let Some(world) = World::with(&[("BACKPRESSURE_HIGH_BYTES", "65536")]) else { return };
     let viewer = world.viewer("read");
     let mut ws = Ws::open(&world.server, "/?stream=user", &viewer.token);
-    ws.until_live(&world.redis, &viewer.user_channels());
+    ws.probe(&world.redis, &viewer.user_channels());
     let payload = format!(r#"{{"id":"1","content":"{}"}}"#, "y".repeat((8 << 20) - 200));
     world.publish(&viewer.home(), &text_message("update", &payload));
     world.publish(&viewer.home(), &numbered(2));
@@ -192,8 +192,8 @@ fn a_message_over_the_bound_is_told_to_its_channel_and_nobody_else() {
     let (viewer, other) = (world.viewer("read"), world.viewer("read"));
     let mut ws = Ws::open(&world.server, "/?stream=user", &viewer.token);
     let mut unconcerned = Ws::open(&world.server, "/?stream=user", &other.token);
-    ws.until_live(&world.redis, &viewer.user_channels());
-    unconcerned.until_live(&world.redis, &other.user_channels());
+    ws.probe(&world.redis, &viewer.user_channels());
+    unconcerned.probe(&world.redis, &other.user_channels());
     world.publish(&viewer.home(), &numbered(0));
     world.publish(&viewer.home(), &text_message("update", &format!(r#"{{"id":"{}"}}"#, "1".repeat(100_000))));
     world.publish(&other.home(), &numbered(5));

@@ -66,7 +66,7 @@ fn nothing_is_lost_in(weather: Weather, count: u64) {
     for n in 0..count {
         world.publish(&viewer.home(), &numbered(n));
     }
-    gapless_until(&mut ws, Some(0), count - 1);
+    gapless_until(&mut ws, 0, count - 1);
     for n in 0..count {
         sse.expect("update", &format!(r#"{{"id":"{n}"}}"#));
     }
@@ -101,7 +101,7 @@ fn a_reset_concerns_only_who_was_reset() {
             proxy.reset();
         }
     }
-    gapless_until(&mut direct, Some(0), 99);
+    gapless_until(&mut direct, 0, 99);
     until_connected(&world, 1, 0);
     world.assert_conserved();
     drop((gone, streams));
@@ -121,9 +121,9 @@ fn who_falls_silent_is_noticed() {
     let mut direct = Ws::open(&world.server, "/?stream=user", &viewer.token);
     direct.patience(PATIENCE);
     let reader = std::thread::spawn(move || {
-        gapless_until(&mut direct, Some(0), 199);
+        gapless_until(&mut direct, 0, 199);
         // Whoever answers pings stays.
-        gapless_until(&mut direct, Some(200), 200);
+        gapless_until(&mut direct, 200, 200);
     });
     let (_ws, _sse) = (websocket_over(&proxy, &viewer), stream_over(&proxy, &viewer));
     until_connected(&world, 2, 1);
@@ -153,13 +153,13 @@ fn without_file_descriptors_it_backs_off_and_goes_on() {
     prlimit(pid, Resource::Nofile, few).expect("a limit for our own child");
     let viewer = world.viewer("read");
     let mut ws = Ws::open(&world.server, "/?stream=user", &viewer.token);
-    ws.until_live(&world.redis, &viewer.user_channels());
+    ws.probe(&world.redis, &viewer.user_channels());
     let waiting: Vec<Connection> = (0..100).map(|_| world.server.connect()).collect();
     world.server.until_output("RLIMIT_NOFILE");
     for n in 0..100 {
         world.publish(&viewer.home(), &numbered(n));
     }
-    gapless_until(&mut ws, Some(0), 99);
+    gapless_until(&mut ws, 0, 99);
     // One goes, another comes, and again there is none for the next.
     let mut waiting = waiting.into_iter();
     for connection in waiting.by_ref().take(5) {
@@ -174,8 +174,8 @@ fn without_file_descriptors_it_backs_off_and_goes_on() {
     let mut late = Ws::open(&world.server, "/?stream=user", &viewer.token);
     until_connected(&world, 2, 0);
     world.publish(&viewer.home(), &numbered(100));
-    gapless_until(&mut ws, Some(100), 100);
-    gapless_until(&mut late, Some(100), 100);
+    gapless_until(&mut ws, 100, 100);
+    gapless_until(&mut late, 100, 100);
 }
 
 /// So few descriptors that nothing is left for clients are no reason to have no bound.
@@ -211,7 +211,7 @@ fn a_successor_binds_during_the_drain_and_a_second_signal_ends_it() {
     // Who has not been sent away yet is served until then.
     let last = clients.last_mut().unwrap();
     world.publish(&viewer.home(), &numbered(0));
-    gapless_until(last, Some(0), 0);
+    gapless_until(last, 0, 0);
     world.server.signal("TERM");
     assert!(world.server.until_exit().success());
     assert!(world.server.output().contains("a second signal"));

@@ -160,7 +160,7 @@ fn who_goes_on_after_its_close_is_cut_off() {
         while !floods.iter().all(|(_, _, flood)| flood.is_finished()) {
             world.publish(&neighbour.home(), &numbered(published));
             for ws in &mut neighbours {
-                gapless_until(ws, Some(published), published);
+                gapless_until(ws, published, published);
             }
             published += 1;
             most_rss_kib = most_rss_kib.max(world.server.rss_kib());

@@ -154,7 +154,7 @@ fn the_redis_user_does_what_the_server_needs_and_nothing_else() {
     let Some(world) = World::start() else { return };
     let viewer = world.viewer("read");
     let mut ws = Ws::open(&world.server, "/?stream=user", &viewer.token);
-    ws.until_live(&world.redis, &viewer.user_channels());
+    ws.probe(&world.redis, &viewer.user_channels());
     drop(ws);
     world.until_empty();
     // Redis keeps what was denied. Only its output limits are asked for and not granted: CONFIG GET would tell

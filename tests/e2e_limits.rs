@@ -446,7 +446,7 @@ fn a_connection_has_one_question_under_way() {
     // Somebody else is not held up by that …
     let other = world.viewer("read");
     let mut ws = Ws::open(&world.server, "/?stream=user", &other.token);
-    ws.until_live(&world.redis, &other.user_channels());
+    ws.probe(&world.redis, &other.user_channels());
     // … and how many may wait is bounded.
     raw.connection.send(&lists[20..].iter().flat_map(subscribe).collect::<Vec<u8>>());
     assert_eq!(close_code(&mut raw), 1008);

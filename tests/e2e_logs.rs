@@ -357,7 +357,7 @@ fn a_log_that_nobody_takes_is_said_once_and_hurts_nobody() {
         for n in 0..3 {
             world.publish(&viewer.home(), &numbered(n));
         }
-        gapless_until(&mut stays, Some(0), 2);
+        gapless_until(&mut stays, 0, 2);
         support::machine::signal(server.child.id(), "TERM");
         stays.until_close();
         assert!(server.child.wait().unwrap().success());

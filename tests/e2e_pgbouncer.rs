@@ -71,7 +71,7 @@ fn its_restart_costs_newcomers_a_moment_and_open_streams_nothing() {
     let Some(world) = World::with(&[("DATABASE_URL", &pgbouncer.url("mastodon_test"))]) else { return };
     let viewer = world.viewer("read");
     let mut ws = Ws::open(&world.server, "/?stream=user", &viewer.token);
-    ws.until_live(&world.redis, &viewer.user_channels());
+    ws.probe(&world.redis, &viewer.user_channels());
     let ask = || {
         let headers = [("Authorization", &*viewer.bearer())];
         let mut connection = world.server.connect();

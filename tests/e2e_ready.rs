@@ -108,7 +108,7 @@ fn keys_that_cannot_be_set_again_are_a_gap_before_they_end() {
     let Some(world) = World::with(&variables) else { return };
     let viewer = world.viewer("read");
     let mut ws = Ws::open(&world.server, "/?stream=user", &viewer.token);
-    ws.until_live(&world.redis, &viewer.user_channels());
+    ws.probe(&world.redis, &viewer.user_channels());
     world.redis.command(&["CONFIG", "SET", "maxmemory", "1"]);
     world.server.until_output("Redis refuses to set presence keys");
     assert!(world.server.metric("tidegate_presence_failing_seconds", &[]).unwrap() > 0.0);
@@ -123,7 +123,7 @@ fn keys_that_cannot_be_set_again_are_a_gap_before_they_end() {
     world.server.until_output(told);
     until_ready(&world.server);
     let mut again = Ws::open(&world.server, "/?stream=user", &viewer.token);
-    again.until_live(&world.redis, &viewer.user_channels());
+    again.probe(&world.redis, &viewer.user_channels());
 }
 
 #[test]
@@ -179,19 +179,10 @@ fn behind_routers() -> Option<(World, Proxy, Proxy)> {
     Some((world, to_redis, to_postgres))
 }
 
-/// The command connection is forgotten: the one without subscriptions.
+/// The command connection is forgotten.
 fn forget_commands(world: &World, router: &Proxy) {
-    let list = world.redis.command(&["CLIENT", "LIST"]).text();
-    let ports: Vec<u16> = list
-        .lines()
-        .filter(|line| line.contains(" name=tidegate ") && line.contains(" sub=0 "))
-        .filter_map(|line| {
-            let address = line.split(' ').find_map(|word| word.strip_prefix("addr="))?;
-            address.rsplit_once(':')?.1.parse().ok()
-        })
-        .collect();
-    assert_eq!(ports.len(), 1, "{list}");
-    assert_eq!(router.forget(|port| ports.contains(&port)), 1);
+    let port = world.redis.command_port();
+    assert_eq!(router.forget(|each| each == port), 1);
 }
 
 #[test]
@@ -203,7 +194,7 @@ fn newcomer_and_subscribe_message_are_served_though_idle_connections_were_forgot
     let (viewer, other) = (world.viewer("read"), world.viewer("read"));
     until_ready(&world.server);
     let mut ws = Ws::open(&world.server, "/?stream=user", &viewer.token);
-    ws.until_live(&world.redis, &viewer.user_channels());
+    ws.probe(&world.redis, &viewer.user_channels());
     ws.patience(LONG);
 
     forget_commands(&world, &to_redis);
@@ -255,7 +246,7 @@ fn forgotten_connection_is_found_before_a_newcomer_needs_it() {
     let (Some(world), Some(router)) = (world, proxy) else { return };
     let viewer = world.viewer("read");
     let mut ws = Ws::open(&world.server, "/?stream=user", &viewer.token);
-    ws.until_live(&world.redis, &viewer.user_channels());
+    ws.probe(&world.redis, &viewer.user_channels());
     forget_commands(&world, &router);
     until_not_ready(&world.server, "Redis does not answer");
     until_ready(&world.server);

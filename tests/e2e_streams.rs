@@ -136,7 +136,7 @@ fn every_stream_by_websocket_query() {
         }
         let mut ws = Ws::open(&world.server, &format!("/api/v1/streaming/?{query}"), &viewer.token);
         if peer().is_some() {
-            ws.until_live(&world.redis, &stream.channels);
+            world.redis.until_subscribed(&stream.channels);
         }
         check_websocket(&world, &viewer, &stream, &mut ws, author);
         drop(ws);

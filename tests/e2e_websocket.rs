@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use support::machine::PATIENCE;
 use support::posts::text_message;
 use support::ws::{Frame, RawWs, upgrade};
-use support::{Viewer, World, Ws, ours_alone, peer, wait_until};
+use support::{Viewer, World, Ws, ours_alone, peer};
 
 /// The channels of a connection, its two system channels among them.
 #[track_caller]
@@ -51,9 +51,7 @@ fn user_and_user_notification_give_each_notification_twice() {
     let channels = viewer.user_channels();
     let mut ws = Ws::open(&world.server, "/", &viewer.token);
     ws.subscribe(&world.redis, json!({"stream": "user"}), &channels);
-    ws.send_json(&json!({"type": "subscribe", "stream": "user:notification"}));
-    let labels = [("type", "websocket"), ("channel", "user:notification")];
-    world.server.until_metric("connected_channels", &labels, 1.0);
+    ws.subscribe(&world.redis, json!({"stream": "user:notification"}), &channels[1..]);
     let names: Vec<&str> = channels.iter().map(String::as_str).collect();
     until_channels(&world, &viewer, &names);
     // Publishes a message and a marker after it; gives the stream names under which the message came.
@@ -72,11 +70,6 @@ fn user_and_user_notification_give_each_notification_twice() {
             }
         }
     };
-    let mut n = 0;
-    wait_until("a notification comes under both names", PATIENCE, || {
-        n += 1;
-        names_of(&mut ws, &n.to_string()).len() > 1
-    });
     assert_eq!(names_of(&mut ws, "twice"), ["user", "user:notification"]);
     delete(&world, &channels[0], "home");
     let home = |message: &Value| message["payload"] == "home";
@@ -156,7 +149,7 @@ fn of_several_streams_in_one_message_the_first_counts() {
     ws.send_json(&json!({"type": "unsubscribe", "stream": ["public:local"]}));
     until_channels(&world, &viewer, &[]);
     let mut ws = Ws::open(&world.server, "/?stream=public:remote&stream=user", &viewer.token);
-    ws.until_live(&world.redis, &["timeline:public:remote"]);
+    world.redis.until_subscribed(&["timeline:public:remote"]);
     delete(&world, "timeline:public:remote", "2");
     ws.expect_event(&json!(["public:remote"]), "delete", "2");
 }
@@ -205,12 +198,13 @@ fn blanks_escapes_order_and_repeats_in_a_message_are_jsons() {
     let viewer = world.viewer("read");
     let mut ws = Ws::open(&world.server, "/", &viewer.token);
     ws.send("\n{ \"x\": {\"type\":\"unsubscribe\"}, \"tag\" : \"caf\\u00e9\" , \"stream\":\"hash\\u0074ag\",\t\"type\":\"subscribe\"}");
-    ws.until_live(&world.redis, &["timeline:hashtag:cafe"]);
+    world.redis.until_subscribed(&["timeline:hashtag:cafe"]);
     delete(&world, "timeline:hashtag:cafe", "1");
     ws.expect_event(&json!(["hashtag", "café"]), "delete", "1");
     // Of a repeated key the last one counts, as in JavaScript.
     ws.send(r#"{"type":"x","type":"subscribe","stream":"user","stream":"public:local"}"#);
-    ws.until_live(&world.redis, &["timeline:public:local"]);
+    world.redis.until_subscribed(&["timeline:public:local"]);
+    ws.probe(&world.redis, &["timeline:public:local"]);
 }
 
 #[test]
@@ -249,30 +243,16 @@ fn public_and_its_local_only_twin_are_two_subscriptions() {
     let channel = "timeline:public";
     let mut ws = Ws::open(&world.server, "/", &viewer.token);
     ws.subscribe(&world.redis, json!({"stream": "public"}), &[channel]);
-    ws.send_json(&json!({"type": "subscribe", "stream": "public:allow_local_only"}));
-    let mut seen = Vec::<Value>::new();
-    wait_until("both give a message", PATIENCE, || {
-        delete(&world, channel, "1");
-        seen.push(ws.next_json()["stream"][0].clone());
-        seen.contains(&json!("public")) && seen.contains(&json!("public:allow_local_only"))
-    });
+    ws.subscribe(&world.redis, json!({"stream": "public:allow_local_only"}), &[channel]);
+    delete(&world, channel, "1");
+    ws.expect_event(&json!(["public"]), "delete", "1");
+    ws.expect_event(&json!(["public:allow_local_only"]), "delete", "1");
     ws.send_json(&json!({"type": "unsubscribe", "stream": "public"}));
-    wait_until("one is left", PATIENCE, || {
-        let mark = format!("m{}", support::world::fresh_id());
-        delete(&world, channel, &mark);
-        delete(&world, channel, "end");
-        let mut names = Vec::new();
-        loop {
-            let message = ws.next_json();
-            if message["payload"] == "end" && message["stream"][0] == "public:allow_local_only" {
-                break;
-            }
-            if message["payload"] == mark.as_str() {
-                names.push(message["stream"][0].clone());
-            }
-        }
-        names == [json!("public:allow_local_only")]
-    });
+    ws.until_answered();
+    for n in ["2", "3"] {
+        delete(&world, channel, n);
+        ws.expect_event(&json!(["public:allow_local_only"]), "delete", n);
+    }
 }
 
 #[test]

@@ -31,7 +31,7 @@ fn is_served_by(world: &World, viewer: &Viewer, redis: &Redis) -> Ws {
     let path = "/api/v1/streaming?stream=user";
     let mut ws =
         wait_for("a newcomer gets in", LONG, || Ws::try_open(world.server.address(), path, &headers).ok());
-    ws.until_live(redis, &viewer.user_channels());
+    ws.probe(redis, &viewer.user_channels());
     redis.publish(&viewer.home(), &text_message("update", r#"{"id":"1"}"#));
     ws.expect_event(&json!(["user"]), "update", r#"{"id":"1"}"#);
     let ttl = redis.ttl(&format!("subscribed:{}", viewer.home()));

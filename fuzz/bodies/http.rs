@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use tidegate::core::client::Socket as _;
 use tidegate::core::event::Transport;
-use tidegate::core::handover::{Attachment, Command, HoldError, NewClient, Reply, Viewer};
+use tidegate::core::handover::{Command, HoldError, NewClient, Reply, Viewer};
 use tidegate::core::mailbox::Mailbox;
 use tidegate::core::stream::Scopes;
 use tidegate::door::{Door, MemoryDirectory, Pages, Peer, Setup, Token, serve_one};
@@ -159,13 +159,12 @@ impl Ingest {
                     assert!(!channels.is_empty() && channels.len() <= 4);
                     self.hold(ticket, reply);
                 }
-                Command::Attach { ticket, attachment, refused, .. } => {
+                Command::Attach { ticket, client, refused, .. } => {
                     self.release(ticket);
                     if self.answer == 3 {
-                        refused(HoldError::Killed, attachment);
+                        refused(HoldError::Killed, client);
                         continue;
                     }
-                    let Attachment::Client(client) = attachment else { panic!("not a client") };
                     assert!(self.taken.is_none(), "one connection, two clients");
                     self.taken = Some(client);
                 }

@@ -257,7 +257,8 @@ impl Session {
         let Some(SessionRequest { client, want, .. }) = self.asked.take() else { return };
         let error = Bytes::from_static(br#"{"error":"Not authorized to stream this list","status":401}"#);
         let delivery = match want {
-            Want::Subscribe(stream) if well => {
+            // It is registered before it is confirmed; a refusal may come with or without that.
+            Want::Subscribe(stream) if well || self.seq.is_multiple_of(2) => {
                 let channels = stream.channels(ACCOUNT, self.viewer.scopes.notifications());
                 for channel in &channels {
                     *self.held.entry(channel.clone()).or_default() += 1;
@@ -265,9 +266,11 @@ impl Session {
                 let mut name = Vec::new();
                 stream.write_json(&mut name);
                 self.had.insert(String::from_utf8(name).expect("a stream's name is text"));
-                let subscription = NewSubscription { stream, channels, account: ACCOUNT };
-                Delivery::Subscription(client, subscription, self.seq)
+                let subscription = NewSubscription { stream: stream.clone(), channels, account: ACCOUNT };
+                self.relay.deliver(Delivery::Subscription(client, subscription, self.seq), self.now);
+                if well { Delivery::Answer(client, None) } else { Delivery::Refused(client, stream, error) }
             }
+            Want::Subscribe(stream) => Delivery::Refused(client, stream, error),
             Want::UnsubscribeList(_) if well => Delivery::Answer(client, None),
             _ => Delivery::Answer(client, Some(error)),
         };
@@ -322,7 +325,7 @@ impl Session {
             let channels: Vec<_> = seen
                 .streams
                 .iter()
-                .map(|(stream, _)| {
+                .map(|stream| {
                     let is_public = matches!(stream.param, Param::None);
                     let channels = stream.channels(ACCOUNT, self.viewer.scopes.notifications());
                     (is_public.then_some(stream.kind), channels)

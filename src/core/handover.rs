@@ -9,6 +9,9 @@
 //! 3. The door sends [`Command::Attach`]; the ingest turns it into a [`Delivery`] in the reactor's mailbox,
 //!    in order with the events it reads. A kill seen between 1 and 3 refuses the attachment.
 //! 4. The reactor puts the client into its tables and only then writes the response head.
+//!
+//! A client that subscribes by message is registered first ([`Command::Subscribe`]) and confirmed later, as in
+//! Node: whatever Redis sends on the channel from then on is the client's.
 
 use std::sync::Arc;
 
@@ -85,15 +88,6 @@ pub struct NewClient<S> {
 /// Names a hold between its request and its attachment. Chosen by the door, never 0, never reused.
 pub type Ticket = u64;
 
-/// What goes to a reactor when its ticket is attached.
-#[derive(Debug)]
-pub enum Attachment<S> {
-    /// A newcomer.
-    Client(Box<NewClient<S>>),
-    /// One more subscription for a WebSocket client, answering its [`SessionRequest`].
-    Subscription(ClientId, NewSubscription),
-}
-
 /// Why a hold or an attachment failed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum HoldError {
@@ -126,20 +120,34 @@ pub enum Command<S> {
         /// The answer.
         reply: Reply,
     },
-    /// Hand the ticket's references over to a reactor's client. If a kill came since the hold was
+    /// Hand the ticket's references over to a newcomer. If a kill came since the hold was
     /// confirmed, or Redis was lost, the answer is an error, the references are released, and the
-    /// attachment comes back through `refused`.
+    /// client comes back through `refused`.
     Attach {
         /// A confirmed ticket.
         ticket: Ticket,
         /// The reactor's number.
         reactor: u16,
-        /// What the reactor gets.
-        attachment: Attachment<S>,
-        /// Called with the attachment when it is refused, so that the door can answer on its socket.
-        refused: Box<dyn FnOnce(HoldError, Attachment<S>) + Send>,
+        /// The newcomer.
+        client: Box<NewClient<S>>,
+        /// Called with the client when it is refused, so that the door can answer on its socket.
+        refused: Box<dyn FnOnce(HoldError, Box<NewClient<S>>) + Send>,
     },
-    /// The ticket's owner left, or failed a check: release what it holds, confirmed or not.
+    /// One more subscription for a WebSocket client, answering its [`SessionRequest`]. The reactor gets it at once
+    /// ([`Delivery::Subscription`]), and the client owns its references; the answer says when all is confirmed. After
+    /// an error the reactor is to be told ([`Delivery::Refused`]).
+    Subscribe {
+        /// Names the answer that is waited for.
+        ticket: Ticket,
+        /// The client.
+        client: ClientId,
+        /// What it subscribes to.
+        subscription: NewSubscription,
+        /// The answer.
+        reply: Reply,
+    },
+    /// The ticket's owner left, or failed a check: release what it holds, confirmed or not. Nobody waits for the
+    /// ticket's answer any more.
     Cancel(Ticket),
     /// A client or subscription ended: release these references. Filtered channels carry the account
     /// whose view they were.
@@ -156,6 +164,7 @@ impl<S> std::fmt::Debug for Command<S> {
         match self {
             Command::Hold { ticket, channels, .. } => write!(f, "Hold({ticket}, {channels:?})"),
             Command::Attach { ticket, reactor, .. } => write!(f, "Attach({ticket}, to {reactor})"),
+            Command::Subscribe { ticket, client, .. } => write!(f, "Subscribe({ticket}, {client})"),
             Command::Cancel(ticket) => write!(f, "Cancel({ticket})"),
             Command::Release(channels) => write!(f, "Release({channels:?})"),
             Command::PresenceSet(channels, epoch) => write!(f, "PresenceSet({channels:?}, {epoch})"),
@@ -173,11 +182,13 @@ pub enum Delivery<S> {
     Kill(Channel),
     /// A newcomer, live from the next message on: `seq` is that of the last message read.
     Client(Box<NewClient<S>>, u64),
-    /// One more subscription of a client, live after `seq`.
+    /// One more subscription of a client, live after `seq`. Its confirmation follows as an answer.
     Subscription(ClientId, NewSubscription, u64),
-    /// The door's answer to a [`SessionRequest`] that did not lead to a subscription: a text frame's JSON
-    /// to send (none where the answer is silence).
+    /// The door's answer to a [`SessionRequest`]: a text frame's JSON to send (none where the answer is silence).
     Answer(ClientId, Option<Bytes>),
+    /// The door's answer to a request for that stream, which failed: if the client has the subscription already, it
+    /// ends.
+    Refused(ClientId, Stream, Bytes),
     /// Redis was lost: every client here may have missed something from now on. The new epoch's number.
     Gap(u32),
     /// Redis is back and everything is subscribed again.

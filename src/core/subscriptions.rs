@@ -10,6 +10,8 @@
 //! A newcomer's *ticket* holds references before its client is anywhere else. It is ready when each of its
 //! channels is confirmed and has its presence key; system channels have no such key. After a lost
 //! connection everything that is referenced is subscribed and set again before any ticket gets ready.
+//! The ticket of a client that is there already (`subscribe`) only waits: the references are the client's from the
+//! start.
 //!
 //! Invariants: `refs` is the number of tickets and clients that hold the channel; a waiting list exists
 //! exactly while a ticket waits for its channel; a channel with a client on it is never unsubscribed.
@@ -99,6 +101,15 @@ struct Open<R> {
     /// None when it was answered.
     reply: Option<R>,
     killed: bool,
+    /// The references are a client's: the ticket only waits for the answer.
+    only_waits: bool,
+}
+
+impl<R> Open<R> {
+    /// The references that end with the ticket.
+    fn held(&self) -> &[Channel] {
+        if self.only_waits { &[] } else { &self.channels }
+    }
 }
 
 impl<R> Default for Subscriptions<R> {
@@ -144,6 +155,27 @@ impl<R> Subscriptions<R> {
             self.finished.push((reply, Err(HoldError::PresenceRefused)));
             return;
         }
+        self.open(ticket, channels, reply, false);
+    }
+
+    /// References channels for a client of that reactor, which has to [`release`](Self::release) each of them, and
+    /// answers through `reply` when all are ready. False, and nothing referenced, while Redis is away.
+    pub fn subscribe(&mut self, ticket: Ticket, channels: Held, reactor: u16, reply: R) -> bool {
+        if self.link == Link::Away {
+            self.finished.push((reply, Err(HoldError::RedisAway)));
+            return false;
+        }
+        if self.is_refused(&channels) {
+            self.finished.push((reply, Err(HoldError::PresenceRefused)));
+            return false;
+        }
+        let of_client = channels.clone();
+        self.open(ticket, channels, reply, true);
+        self.belong(&of_client, reactor);
+        true
+    }
+
+    fn open(&mut self, ticket: Ticket, channels: Held, reply: R, only_waits: bool) {
         self.cancel(ticket);
         let mut missing = 0;
         for channel in &channels {
@@ -152,7 +184,8 @@ impl<R> Subscriptions<R> {
                 self.waiting.entry(channel.clone()).or_default().push(ticket);
             }
         }
-        self.tickets.insert(ticket, Open { channels, missing, reply: Some(reply), killed: false });
+        let open = Open { channels, missing, reply: Some(reply), killed: false, only_waits };
+        self.tickets.insert(ticket, open);
         self.finish_if_ready(ticket);
     }
 
@@ -173,19 +206,24 @@ impl<R> Subscriptions<R> {
             Some(_) => {}
         }
         let channels = self.forget(ticket).map(|open| open.channels).unwrap_or_default();
-        for channel in &channels {
+        self.belong(&channels, reactor);
+        Ok(channels)
+    }
+
+    /// A client of that reactor is on these channels from now on.
+    fn belong(&mut self, channels: &[Channel], reactor: u16) {
+        for channel in channels {
             if let Some(state) = self.table.get_mut(channel) {
                 state.reactors |= 1u16.checked_shl(u32::from(reactor)).unwrap_or(0);
             }
         }
-        Ok(channels)
     }
 
     /// Closes a ticket and gives its references back. Its owner gets no answer any more. An unknown ticket
     /// is one that has failed already.
     pub fn cancel(&mut self, ticket: Ticket) {
         if let Some(open) = self.close(ticket) {
-            self.give_back(&open.channels);
+            self.give_back(open.held());
         }
     }
 
@@ -272,7 +310,7 @@ impl<R> Subscriptions<R> {
         if let Some(reply) = open.reply.take() {
             self.finished.push((reply, Err(error)));
         }
-        self.give_back(&open.channels);
+        self.give_back(open.held());
     }
 
     fn close(&mut self, ticket: Ticket) -> Option<Open<R>> {
@@ -300,6 +338,9 @@ impl<R> Subscriptions<R> {
             && let Some(reply) = open.reply.take()
         {
             self.finished.push((reply, Ok(())));
+            if open.only_waits {
+                self.forget(ticket);
+            }
         }
     }
 }
@@ -380,7 +421,7 @@ impl<R> Subscriptions<R> {
     pub fn connection_lost(&mut self) {
         self.link = Link::Away;
         for (_, open) in self.tickets.drain() {
-            for channel in &open.channels {
+            for channel in open.held() {
                 if let Some(state) = self.table.get_mut(channel) {
                     state.refs = state.refs.saturating_sub(1);
                 }
@@ -465,13 +506,14 @@ impl<R> Subscriptions<R> {
     fn go_live(&mut self) {
         self.link = Link::Live;
         self.regained = true;
-        for open in self.tickets.values_mut() {
-            if open.missing == 0
-                && let Some(reply) = open.reply.take()
-            {
-                self.finished.push((reply, Ok(())));
+        let finished = &mut self.finished;
+        self.tickets.retain(|_, open| {
+            if open.missing > 0 {
+                return true;
             }
-        }
+            finished.extend(open.reply.take().map(|reply| (reply, Ok(()))));
+            !open.only_waits
+        });
     }
 
     /// Compares what is wanted with what was sent; forgets a channel about which there is nothing to know.

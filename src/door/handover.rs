@@ -29,7 +29,7 @@ use super::headers::{self, Peer, RequestId};
 use super::trace::{Part, Trace};
 use super::{Door, Socket};
 use crate::core::event::Transport;
-use crate::core::handover::{Attachment, Command, HoldError, NewClient, NewSubscription, Viewer};
+use crate::core::handover::{ClientId, Command, HoldError, NewClient, NewSubscription, Reply, Viewer};
 use crate::core::mailbox::Mailbox;
 use crate::core::session::{RequestError, StreamRequest};
 use crate::core::slack::Slack;
@@ -51,6 +51,24 @@ impl<S> Holds<S> {
         self: &Arc<Self>,
         channels: SmallVec<[Channel; 4]>,
     ) -> Result<Ticket<S>, HoldError> {
+        self.ask(|ticket, reply| Command::Hold { ticket, channels, reply }).await
+    }
+
+    /// Subscribes a client that is there already. It is registered at once; this waits until all is confirmed.
+    pub(crate) async fn subscribe(
+        self: &Arc<Self>,
+        client: ClientId,
+        subscription: NewSubscription,
+    ) -> Result<(), HoldError> {
+        let ask = |ticket, reply| Command::Subscribe { ticket, client, subscription, reply };
+        // Nobody holds anything by this ticket, and with its answer it has ended.
+        self.ask(ask).await.map(|mut ticket| ticket.holds = None)
+    }
+
+    async fn ask(
+        self: &Arc<Self>,
+        command: impl FnOnce(crate::core::handover::Ticket, Reply) -> Command<S>,
+    ) -> Result<Ticket<S>, HoldError> {
         let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         let (answer, answered) = oneshot::channel();
         let reply = Box::new(move |result| {
@@ -58,7 +76,7 @@ impl<S> Holds<S> {
             let _ = answer.send(result);
         });
         let ticket = Ticket { number, holds: Some(Arc::clone(self)) };
-        self.commands.push(Command::Hold { ticket: number, channels, reply });
+        self.commands.push(command(number, reply));
         match answered.await {
             Ok(Ok(())) => Ok(ticket),
             Ok(Err(error)) => Err(error),
@@ -75,17 +93,17 @@ pub(crate) struct Ticket<S> {
 }
 
 impl<S> Ticket<S> {
-    /// Hands what is held over to a reactor's client. `refused` is called, from another thread, if a kill or
+    /// Hands what is held over to a newcomer. `refused` is called, from another thread, if a kill or
     /// the loss of Redis came first.
     pub(crate) fn attach(
         mut self,
         reactor: u16,
-        attachment: Attachment<S>,
-        refused: impl FnOnce(HoldError, Attachment<S>) + Send + 'static,
+        client: Box<NewClient<S>>,
+        refused: impl FnOnce(HoldError, Box<NewClient<S>>) + Send + 'static,
     ) {
         if let Some(holds) = self.holds.take() {
             let refused = Box::new(refused);
-            holds.commands.push(Command::Attach { ticket: self.number, reactor, attachment, refused });
+            holds.commands.push(Command::Attach { ticket: self.number, reactor, client, refused });
         }
     }
 }
@@ -377,16 +395,14 @@ impl<S: Socket> Door<S> {
         tracing::debug!(request = id.as_str(), ticket = ticket.number, reactor, ?transport, "handed over");
         let clients = Arc::clone(&self.seats.clients);
         let counters = Arc::clone(&self.counters);
-        ticket.attach(reactor, Attachment::Client(client), move |error, attachment| {
+        ticket.attach(reactor, client, move |error, mut client| {
             Seats::leave(&clients, reactor);
             let refusal = Refusal::from(error);
             counters.count(refusal.reason);
             trace.refuse(&refusal);
             tracing::debug!(request = id.as_str(), %error, "handover refused");
-            if let Attachment::Client(mut client) = attachment {
-                // Nothing was written yet, so the send buffer takes it whole; it does not block.
-                let _ = client.socket.write(&refusal.bytes(&id, is_websocket));
-            }
+            // Nothing was written yet, so the send buffer takes it whole; it does not block.
+            let _ = client.socket.write(&refusal.bytes(&id, is_websocket));
         });
     }
 }

@@ -1,20 +1,18 @@
 //! What WebSocket clients ask for by message, where the reactor needs PostgreSQL or Redis for the answer.
 //!
-//! Each request gets exactly one answer in its reactor's mailbox: the ingest's `Delivery::Subscription`, or a
-//! `Delivery::Answer` from here. A client has one request under way, so the tasks here are bounded by the
+//! Each request gets exactly one answer in its reactor's mailbox from here: `Delivery::Answer` or
+//! `Delivery::Refused`. The subscription itself the reactor gets from the ingest, before it is confirmed: a message
+//! that Redis sends from its confirmation on is owed. A client has one request under way, so the tasks here are bounded by the
 //! clients, and they end within `DOOR_TIMEOUT`.
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use smallvec::SmallVec;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::errors::{Refusal, unsubscribe_frame};
-use super::handover::Ticket;
 use super::{Door, Socket};
-use crate::core::handover::{Attachment, ClientId, Delivery, NewSubscription, SessionRequest, Viewer, Want};
+use crate::core::handover::{ClientId, Delivery, NewSubscription, SessionRequest, Viewer, Want};
 use crate::core::mailbox::Mailbox;
 use crate::core::stream::{Param, Stream, StreamKind};
 
@@ -48,14 +46,14 @@ async fn answer<S: Socket>(door: Arc<Door<S>>, request: SessionRequest, mailboxe
     match want {
         Want::Subscribe(stream) => {
             tracing::debug!(%client, kind = stream.kind.name(), "subscribing");
-            match hold(&door, viewer, stream).await {
-                Ok((ticket, subscription)) => {
-                    let attachment = Attachment::Subscription(client, subscription);
-                    ticket.attach(client.reactor, attachment, move |error, _| {
-                        refuse(&door, &mailboxes, client, error.into());
-                    });
+            match subscribe(&door, client, viewer, stream.clone()).await {
+                Ok(()) => push(&mailboxes, Delivery::Answer(client, None), client),
+                Err(refusal) => {
+                    door.counters.count(refusal.reason);
+                    let (status, reason) = (refusal.status, refusal.reason.label());
+                    tracing::debug!(%client, status, reason, "not subscribed");
+                    push(&mailboxes, Delivery::Refused(client, stream, refusal.frame()), client);
                 }
-                Err(refusal) => refuse(&door, &mailboxes, client, refusal),
             }
         }
         Want::UnsubscribeList(list) => {
@@ -66,34 +64,29 @@ async fn answer<S: Socket>(door: Arc<Door<S>>, request: SessionRequest, mailboxe
                 spelling: None,
             };
             let owner = door.in_time(door.check_owner(&stream, viewer)).await;
-            push(&mailboxes, client, owner.is_err().then(unsubscribe_frame));
+            push(&mailboxes, Delivery::Answer(client, owner.is_err().then(unsubscribe_frame)), client);
         }
     }
 }
 
-/// Holds the stream's channels for a viewer who may have it.
-async fn hold<S: Socket>(
+/// Subscribes a viewer who may have the stream.
+async fn subscribe<S: Socket>(
     door: &Door<S>,
+    client: ClientId,
     viewer: Viewer,
     stream: Stream,
-) -> Result<(Ticket<S>, NewSubscription), Refusal> {
+) -> Result<(), Refusal> {
     door.in_time(async {
         door.check_owner(&stream, viewer).await?;
         let channels = stream.channels(viewer.account, viewer.scopes.notifications());
-        let ticket = door.holds.hold(channels.iter().cloned().collect::<SmallVec<_>>()).await?;
-        Ok((ticket, NewSubscription { stream, channels, account: viewer.account }))
+        let subscription = NewSubscription { stream, channels, account: viewer.account };
+        Ok(door.holds.subscribe(client, subscription).await?)
     })
     .await
 }
 
-fn refuse<S>(door: &Door<S>, mailboxes: &Mailboxes<S>, client: ClientId, refusal: Refusal) {
-    door.counters.count(refusal.reason);
-    tracing::debug!(%client, status = refusal.status, reason = refusal.reason.label(), "not subscribed");
-    push(mailboxes, client, Some(refusal.frame()));
-}
-
-fn push<S>(mailboxes: &Mailboxes<S>, client: ClientId, json: Option<Bytes>) {
+fn push<S>(mailboxes: &Mailboxes<S>, answer: Delivery<S>, client: ClientId) {
     if let Some(mailbox) = mailboxes.get(usize::from(client.reactor)) {
-        mailbox.push(Delivery::Answer(client, json));
+        mailbox.push(answer);
     }
 }

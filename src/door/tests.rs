@@ -17,7 +17,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::core::handover::{Attachment, HoldError, NewClient, Reply, Ticket, Viewer};
+use crate::core::handover::{HoldError, NewClient, Reply, Ticket, Viewer};
 use crate::core::stream::{Channel, Scopes};
 
 /// A client's socket as a reactor would hold it.
@@ -116,7 +116,7 @@ struct Held {
     reply: Reply,
 }
 
-type Refused = Box<dyn FnOnce(HoldError, Attachment<Fake>) + Send>;
+type Refused = Box<dyn FnOnce(HoldError, Box<NewClient<Fake>>) + Send>;
 
 struct Attached {
     ticket: Ticket,
@@ -212,7 +212,7 @@ impl World {
 
     async fn attached(&mut self) -> Attached {
         match self.command().await {
-            Command::Attach { ticket, reactor, attachment: Attachment::Client(client), refused } => {
+            Command::Attach { ticket, reactor, client, refused } => {
                 Attached { ticket, reactor, client, refused }
             }
             other => panic!("{other:?} instead of an attachment"),

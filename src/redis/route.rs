@@ -15,11 +15,11 @@ use crate::core::counters::{add, set};
 use crate::core::event::Event;
 use crate::core::event::{Copies, Parsed, Position};
 use crate::core::gate::Gate;
-use crate::core::handover::{Attachment, Command, Delivery, HoldError, Reply, StageItem};
+use crate::core::handover::{Command, Delivery, HoldError, Reply, StageItem};
 use crate::core::mailbox::Mailbox;
 use crate::core::slack::Slack;
-use crate::core::stream::Channel;
-use crate::core::subscriptions::Subscriptions;
+use crate::core::stream::{Channel, Id};
+use crate::core::subscriptions::{Held, Subscriptions};
 #[cfg(feature = "otel")]
 use crate::core::trail::Trails;
 use crate::logging::Limited;
@@ -101,16 +101,26 @@ impl<S> Router<S> {
     pub(super) fn command(&mut self, command: Command<S>) {
         match command {
             Command::Hold { ticket, channels, reply } => self.table.hold(ticket, channels, reply),
-            Command::Attach { ticket, reactor, attachment, refused } => {
+            Command::Attach { ticket, reactor, client, refused } => {
                 let known = self.reactors.get(usize::from(reactor)).is_some();
                 debug_assert!(known, "there is no reactor {reactor}");
                 match self.table.attach(ticket, reactor) {
-                    Ok(channels) if known => self.attached(reactor, &channels, attachment),
+                    Ok(channels) if known => {
+                        self.joined(&channels, client.viewer.account);
+                        self.give(reactor, Delivery::Client(client, self.seq));
+                    }
                     Ok(channels) => {
                         channels.iter().for_each(|channel| self.table.release(channel));
-                        refused(HoldError::Refused, attachment);
+                        refused(HoldError::Refused, client);
                     }
-                    Err(error) => refused(error, attachment),
+                    Err(error) => refused(error, client),
+                }
+            }
+            Command::Subscribe { ticket, client, subscription, reply } => {
+                let channels: Held = subscription.channels.iter().cloned().collect();
+                if self.table.subscribe(ticket, channels, client.reactor, reply) {
+                    self.joined(&subscription.channels, subscription.account);
+                    self.give(client.reactor, Delivery::Subscription(client, subscription, self.seq));
                 }
             }
             Command::Cancel(ticket) => self.table.cancel(ticket),
@@ -130,16 +140,14 @@ impl<S> Router<S> {
         }
     }
 
-    fn attached(&mut self, reactor: u16, channels: &[Channel], attachment: Attachment<S>) {
-        let (account, delivery) = match attachment {
-            Attachment::Client(client) => (client.viewer.account, Delivery::Client(client, self.seq)),
-            Attachment::Subscription(client, subscription) => {
-                (subscription.account, Delivery::Subscription(client, subscription, self.seq))
-            }
-        };
+    /// The audience stage is told of a viewer of these channels.
+    fn joined(&mut self, channels: &[Channel], account: Id) {
         for channel in channels.iter().filter(|channel| channel.is_filtered()) {
             self.tell_stage(StageItem::Join(channel.clone(), account));
         }
+    }
+
+    fn give(&mut self, reactor: u16, delivery: Delivery<S>) {
         if let Some(outbox) = self.reactors.get_mut(usize::from(reactor)) {
             outbox.batch.push(delivery);
         }

@@ -8,9 +8,7 @@ use bytes::Bytes;
 use tidegate::clock::Clock;
 use tidegate::core::event::{Event, Transport};
 use tidegate::core::gate::Gate;
-use tidegate::core::handover::{
-    Attachment, Command, Delivery, HoldError, NewClient, StageItem, Ticket, Viewer,
-};
+use tidegate::core::handover::{Command, Delivery, HoldError, NewClient, StageItem, Ticket, Viewer};
 use tidegate::core::mailbox::Mailbox;
 use tidegate::core::stream::{Channel, Scopes};
 use tidegate::limits::Limits;
@@ -154,7 +152,7 @@ impl World {
         self.commands.push(Command::Attach {
             ticket,
             reactor: 0,
-            attachment: Attachment::Client(Box::new(client(socket))),
+            client: Box::new(client(socket)),
             refused: Box::new(move |error, _| refusal.send(error).unwrap_or_default()),
         });
         receiver

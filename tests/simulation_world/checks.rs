@@ -48,6 +48,7 @@ impl World {
             self.now += Duration::from_millis(50);
             self.redis_works();
             self.ingest();
+            self.stage_finishes();
             self.work_tickets();
             for reactor in 0..self.relays.len() {
                 self.turn(reactor);

@@ -6,10 +6,10 @@ use std::io::{self, IoSlice};
 use std::rc::Rc;
 
 use tidegate::core::client::Socket;
-use tidegate::core::event::{Event, Transport, Verdict};
+use tidegate::core::event::Transport;
 use tidegate::core::handover::Viewer;
 use tidegate::core::relay::Inspection;
-use tidegate::core::stream::Stream;
+use tidegate::core::stream::{Channel, Channels, Stream};
 
 use super::name_of;
 
@@ -154,14 +154,43 @@ impl Socket for SimSocket {
     }
 }
 
+/// A message as the simulation knows it: where it was published, and who may not see it.
+#[derive(Clone, Debug)]
+pub struct Published {
+    pub channel: Channel,
+    pub number: String,
+    /// A status on a filtered channel: accounts that do not get it.
+    pub withheld: Vec<u64>,
+}
+
 /// A message that a client has to get.
 #[derive(Clone, PartialEq, Debug)]
 struct Expected {
     stream: Stream,
+    channel: Channel,
     number: String,
 }
 
-/// What a client has to see.
+impl Expected {
+    /// Whether the two come in the order of their publication: on one channel always; of different channels if
+    /// neither passes the audience stage.
+    fn keeps_order_with(&self, other: &Expected) -> bool {
+        self.channel == other.channel || !self.channel.is_filtered() && !other.channel.is_filtered()
+    }
+}
+
+/// A subscription, from when the ingest registered it.
+#[derive(Debug)]
+struct Registered {
+    stream: Stream,
+    channels: Channels,
+    /// The relay has it.
+    arrived: bool,
+    /// Redis has confirmed it.
+    confirmed: bool,
+}
+
+/// What a client has to see. It knows what is owed from the world, never from the relay.
 #[derive(Debug)]
 pub struct Model {
     pub transport: Transport,
@@ -170,8 +199,12 @@ pub struct Model {
     pub index: Option<u32>,
     viewer: Viewer,
     pipe: Pipe,
-    streams: Vec<(Stream, u64)>,
+    streams: Vec<Registered>,
+    /// Streams that the client asked to end, or that were refused.
+    ended: Vec<Stream>,
     expected: VecDeque<Expected>,
+    /// Messages given up while one message was half written, which may have been one of these.
+    begun: Vec<Expected>,
     /// Bytes taken by the socket that were compared.
     read: usize,
     open: bool,
@@ -187,7 +220,9 @@ impl Model {
             viewer,
             pipe,
             streams: Vec::new(),
+            ended: Vec::new(),
             expected: VecDeque::new(),
+            begun: Vec::new(),
             read: 0,
             open: true,
             gone: false,
@@ -216,31 +251,82 @@ impl Model {
         self.gone = true;
     }
 
-    /// The relay's view of it now: streams that are gone owe nothing, but a frame that was begun.
+    /// The ingest has registered this subscription: what it reads from now on is owed.
+    pub fn register(&mut self, stream: Stream) {
+        let channels = stream.channels(self.viewer.account, self.viewer.scopes.notifications());
+        self.streams.push(Registered { stream, channels, arrived: false, confirmed: false });
+    }
+
+    /// Redis has confirmed that stream.
+    pub fn confirm(&mut self, stream: &Stream) {
+        for registered in self.streams.iter_mut().filter(|registered| registered.stream == *stream) {
+            registered.confirmed = true;
+        }
+    }
+
+    /// The connection to Redis is lost: the client may miss something, and will be told.
+    pub fn redis_lost(&mut self) {
+        self.streams.iter_mut().for_each(|registered| registered.confirmed = false);
+    }
+
+    /// The relay has been given that stream.
+    pub fn arrived(&mut self, stream: &Stream) {
+        for registered in self.streams.iter_mut().filter(|registered| registered.stream == *stream) {
+            registered.arrived = true;
+        }
+    }
+
+    /// The client has come to its relay, with the stream of its request.
+    pub fn everything_arrived(&mut self) {
+        self.streams.iter_mut().for_each(|registered| registered.arrived = true);
+    }
+
+    /// The stream may end: the client has asked for it, or Redis has refused it.
+    pub fn may_end(&mut self, stream: &Stream) {
+        self.ended.push(stream.clone());
+    }
+
+    /// Whether an open client has a confirmed subscription of that channel.
+    pub fn listens_to(&self, channel: &Channel) -> bool {
+        let confirmed =
+            |registered: &&Registered| registered.confirmed && !self.ended.contains(&registered.stream);
+        self.is_open() && self.streams.iter().filter(confirmed).any(|sub| sub.channels.contains(channel))
+    }
+
+    /// The relay's view of it now: streams that ended owe nothing, but a frame that was begun.
     pub fn sync(&mut self, seen: &Inspection<'_, SimSocket>) {
         self.read();
         if self.open && !seen.open {
             self.open = false;
             self.give_up(|_| true);
         }
-        if self.open {
-            let gone: Vec<Stream> = self
-                .streams
-                .iter()
-                .filter(|(stream, _)| !seen.streams.iter().any(|(other, _)| other == stream))
-                .map(|(stream, _)| stream.clone())
-                .collect();
-            self.give_up(|expected| gone.contains(&expected.stream));
+        if !self.open {
+            return;
         }
-        self.streams = seen.streams.clone();
+        let ended: Vec<Stream> = self
+            .streams
+            .iter()
+            .filter(|registered| registered.arrived && !seen.streams.contains(&registered.stream))
+            .map(|registered| registered.stream.clone())
+            .collect();
+        for stream in &ended {
+            assert!(self.ended.contains(stream), "{stream:?} ended, and nobody asked for that: {self:?}");
+        }
+        self.give_up(|expected| ended.contains(&expected.stream));
+        self.streams.retain(|registered| !ended.contains(&registered.stream));
+        for stream in &seen.streams {
+            let known = self.streams.iter().any(|registered| registered.stream == *stream);
+            assert!(known, "the relay has {stream:?}, which was never registered: {self:?}");
+        }
     }
 
     fn give_up(&mut self, whom: impl Fn(&Expected) -> bool) {
         let begun = self.message_begun();
-        let first = begun.then(|| self.expected.pop_front()).flatten();
-        self.expected.retain(|expected| !whom(expected));
-        if let Some(first) = first {
-            self.expected.push_front(first);
+        let (given_up, kept): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.expected).into_iter().partition(whom);
+        self.expected = kept.into();
+        if begun {
+            self.begun.extend(given_up);
         }
     }
 
@@ -254,23 +340,35 @@ impl Model {
         }
     }
 
-    /// The relay gets this event now.
-    pub fn expect(&mut self, event: &Event) {
-        if !self.open || self.index.is_none() {
+    /// The ingest has read that message: each subscription that is registered gets it.
+    pub fn expect(&mut self, message: &Published) {
+        if !self.open || message.withheld.contains(&self.viewer.account) {
             return;
         }
-        let payload = std::str::from_utf8(event.payload()).unwrap();
-        let number = number_in(payload);
-        for (stream, live_after) in &self.streams {
-            let channels = stream.channels(self.viewer.account, self.viewer.scopes.notifications());
-            if !channels.contains(event.channel()) || *live_after >= event.position().seq {
-                continue;
+        for registered in &self.streams {
+            if registered.channels.contains(&message.channel) {
+                let (stream, channel) = (registered.stream.clone(), message.channel.clone());
+                self.expected.push_back(Expected { stream, channel, number: message.number.clone() });
             }
-            if event.needs_audience() && event.verdict(stream, self.viewer.account) != Verdict::Deliver(0) {
-                continue;
-            }
-            self.expected.push_back(Expected { stream: stream.clone(), number: number.clone() });
         }
+    }
+
+    /// A message has come: it is one that is owed, and none is owed before it.
+    fn came(&mut self, text: &str) {
+        let number = number_in(text);
+        let websocket = self.transport == Transport::WebSocket;
+        let is_it = |expected: &Expected| {
+            expected.number == number && (!websocket || text.contains(&name_of(&expected.stream)))
+        };
+        let begun = std::mem::take(&mut self.begun);
+        let Some(at) = self.expected.iter().position(is_it) else {
+            assert!(begun.iter().any(is_it), "{number} came and is not owed: {text}: {self:?}");
+            return;
+        };
+        let found = &self.expected[at];
+        let before = self.expected.iter().take(at).find(|earlier| earlier.keeps_order_with(found));
+        assert_eq!(before, None, "{number} came before it: {self:?}");
+        self.expected.remove(at);
     }
 
     /// Compares what the socket took with what was expected.
@@ -302,12 +400,7 @@ impl Model {
             }
             self.read += used;
             if let Some(text) = message {
-                let expected = self.expected.pop_front();
-                let Some(expected) = expected else { panic!("nothing was expected, {text} came: {self:?}") };
-                assert_eq!(number_in(&text), expected.number, "{self:?}");
-                if self.transport == Transport::WebSocket {
-                    assert!(text.contains(&name_of(&expected.stream)), "{text} is not {expected:?}");
-                }
+                self.came(&text);
             }
         }
     }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use smallvec::{SmallVec, smallvec};
 use tidegate::core::counters::ReactorCounters;
-use tidegate::core::event::{Copies, Transport};
+use tidegate::core::event::{Copies, Event, Transport};
 use tidegate::core::gate::Gate;
 use tidegate::core::handover::{ClientId, Delivery, Viewer};
 use tidegate::core::relay::Relay;
@@ -22,7 +22,7 @@ use tidegate::core::subscriptions::Subscriptions;
 use tidegate::limits::Limits;
 use tidegate::proto::ring::Ring;
 
-use client::{Model, SimSocket};
+use client::{Model, Published, SimSocket};
 use redis::ModelRedis;
 
 /// Small numbers with a seed (splitmix64).
@@ -51,7 +51,14 @@ impl Random {
 /// What a ticket is for.
 enum Errand {
     Arrive { viewer: Viewer, transport: Transport, stream: Option<Stream> },
-    Subscribe { client: ClientId, stream: Stream, viewer: Viewer },
+    Subscribe { client: ClientId, stream: Stream },
+}
+
+/// A message in the audience stage, with its reactors' mask.
+struct Staged {
+    event: Arc<Event>,
+    mask: u16,
+    withheld: Vec<u64>,
 }
 
 const ACCOUNTS: u64 = 6;
@@ -80,6 +87,10 @@ pub struct World {
     relays: Vec<Relay<SimSocket>>,
     counters: Vec<Arc<ReactorCounters>>,
     inboxes: Vec<VecDeque<Delivery<SimSocket>>>,
+    /// What Redis has sent and the ingest has not read, in order.
+    wire: VecDeque<Published>,
+    /// What waits in the audience stage.
+    stage: BTreeMap<Channel, VecDeque<Staged>>,
     models: BTreeMap<u64, Model>,
     next_model: u64,
     settling: bool,
@@ -131,6 +142,8 @@ impl World {
             relays,
             counters,
             inboxes: (0..reactors).map(|_| VecDeque::new()).collect(),
+            wire: VecDeque::new(),
+            stage: BTreeMap::new(),
             models: BTreeMap::new(),
             next_model: 1,
             settling: false,
@@ -172,6 +185,9 @@ impl World {
             _ => {}
         }
         self.now += Duration::from_millis(self.random.below(40));
+        if self.random.once_in(3) {
+            self.stage_works();
+        }
         if !self.connected && self.random.once_in(6) {
             self.regain_redis();
         }
@@ -249,7 +265,9 @@ impl World {
             }
             json.push('}');
             self.say(|| format!("client {model} sends {json}"));
-            self.models[&model].pipe().say(&json);
+            let model = self.models.get_mut(&model).expect("it is open");
+            model.may_end(&stream);
+            model.pipe().say(&json);
         }
     }
 
@@ -303,13 +321,24 @@ impl World {
         };
         let filtered = channel.is_filtered() && self.random.below(3) > 0;
         let message = redis::message(self.published, padding, filtered);
-        self.redis.publish(&channel, &message);
+        let withheld = (1..=ACCOUNTS).filter(|_| filtered && self.random.once_in(3)).collect();
+        let number = self.published.to_string();
         // A status goes to the home timelines of several followers.
-        if matches!(channel, Channel::Account(_)) {
-            for _ in 0..self.random.below(3) {
-                self.redis.publish(&Channel::Account(1 + self.random.below(ACCOUNTS)), &message);
-            }
+        let copies = if matches!(channel, Channel::Account(_)) { self.random.below(3) } else { 0 };
+        self.send(&message, Published { channel, number: number.clone(), withheld });
+        for _ in 0..copies {
+            let channel = Channel::Account(1 + self.random.below(ACCOUNTS));
+            self.send(&message, Published { channel, number: number.clone(), withheld: Vec::new() });
         }
+    }
+
+    /// Redis hands a message to its subscribers.
+    fn send(&mut self, message: &[u8], published: Published) {
+        if self.redis.publish(&published.channel, message) {
+            return self.wire.push_back(published);
+        }
+        let listener = self.models.iter().find(|(_, model)| model.listens_to(&published.channel));
+        assert!(listener.is_none(), "Redis is not subscribed to {:?}: {listener:?}", published.channel);
     }
 
     fn kill(&mut self) {
@@ -329,6 +358,8 @@ impl World {
         self.connected = false;
         self.epoch += 1;
         self.redis = ModelRedis::default();
+        self.wire.clear();
+        self.models.values_mut().for_each(Model::redis_lost);
         self.ring.clear();
         self.subscriptions.connection_lost();
         for inbox in &mut self.inboxes {

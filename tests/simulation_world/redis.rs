@@ -34,15 +34,17 @@ impl ModelRedis {
         }
     }
 
-    pub fn publish(&mut self, channel: &Channel, message: &[u8]) {
+    /// Whether there is a subscriber, which gets it.
+    pub fn publish(&mut self, channel: &Channel, message: &[u8]) -> bool {
         if !self.channels.contains(channel) {
-            return;
+            return false;
         }
         let name = name(channel);
         let head = format!("*3\r\n$7\r\nmessage\r\n${}\r\n{name}\r\n${}\r\n", name.len(), message.len());
         self.out.extend(head.as_bytes());
         self.out.extend(message);
         self.out.extend(b"\r\n");
+        true
     }
 
     /// Fills `into` with what was sent, as far as there is something.

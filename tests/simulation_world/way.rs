@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tidegate::core::event::{Audience, Parsed, Position, Verdict, Withheld};
-use tidegate::core::handover::{Delivery, HoldError, NewClient, NewSubscription, Want};
+use tidegate::core::handover::{ClientId, Delivery, HoldError, NewClient, NewSubscription, Viewer, Want};
 use tidegate::core::relay::Pressure;
-use tidegate::core::stream::Channel;
+use tidegate::core::stream::{Channel, Stream};
 use tidegate::proto::ring::{Frame, Payload};
 
 use super::client::{self, Model, Pipe, SimSocket};
-use super::{ACCOUNTS, Errand, World};
+use super::{ACCOUNTS, Errand, Staged, World};
 
 impl World {
     /// Commands go out, Redis executes what it got, presence keys are set.
@@ -93,6 +93,14 @@ impl World {
     }
 
     pub(super) fn message(&mut self, channel: Channel, payload: Payload<'_>) {
+        let mut withheld = Vec::new();
+        if !channel.is_system() {
+            let published = self.wire.pop_front().expect("Redis has sent it");
+            assert_eq!(published.channel, channel, "in Redis's order");
+            self.read_all();
+            self.models.values_mut().for_each(|model| model.expect(&published));
+            withheld = published.withheld;
+        }
         let Some(mask) = self.subscriptions.reactors(&channel) else { return };
         self.seq += 1;
         let at = Position { epoch: self.epoch, seq: self.seq, read_at: self.now };
@@ -107,23 +115,54 @@ impl World {
                 // What is shared with a copy is what was published here.
                 let carried = published.windows(event.payload().len()).any(|part| part == event.payload());
                 assert!(carried, "{event:?} is not what was published on {channel:?}");
-                if event.needs_audience() {
-                    let verdicts = (1..=ACCOUNTS)
-                        .map(|account| {
-                            let verdict = if self.random.once_in(3) {
-                                Verdict::Withheld(Withheld::Relationship)
-                            } else {
-                                Verdict::Deliver(0)
-                            };
-                            (account, verdict)
-                        })
-                        .collect();
-                    let audience = Audience { verdicts, ..Audience::default() };
-                    event.audience().set(audience).expect("asked once");
+                if channel.is_filtered() {
+                    return self.stage.entry(channel).or_default().push_back(Staged {
+                        event,
+                        mask,
+                        withheld,
+                    });
                 }
                 self.each_reactor(mask, |inbox| inbox.push_back(Delivery::Event(Arc::clone(&event))));
             }
             other => panic!("{other:?}"),
+        }
+    }
+
+    /// PostgreSQL answers some of what was asked: a channel's messages go on in their order, those of different
+    /// channels in any.
+    pub(super) fn stage_works(&mut self) {
+        for _ in 0..self.random.below(6) {
+            let waiting: Vec<Channel> = self.stage.keys().cloned().collect();
+            if waiting.is_empty() {
+                return;
+            }
+            let channel = &waiting[self.random.below(waiting.len() as u64) as usize];
+            self.decided(channel);
+        }
+    }
+
+    pub(super) fn stage_finishes(&mut self) {
+        while let Some(channel) = self.stage.keys().next().cloned() {
+            self.decided(&channel);
+        }
+    }
+
+    fn decided(&mut self, channel: &Channel) {
+        let Some(queue) = self.stage.get_mut(channel) else { return };
+        if let Some(Staged { event, mask, withheld }) = queue.pop_front() {
+            if event.needs_audience() {
+                let verdict = |account| match withheld.contains(&account) {
+                    true => Verdict::Withheld(Withheld::Relationship),
+                    false => Verdict::Deliver(0),
+                };
+                let verdicts = (1..=ACCOUNTS).map(|account| (account, verdict(account))).collect();
+                let audience = Audience { verdicts, ..Audience::default() };
+                event.audience().set(audience).expect("asked once");
+            }
+            self.each_reactor(mask, |inbox| inbox.push_back(Delivery::Event(Arc::clone(&event))));
+        }
+        if self.stage.get(channel).is_some_and(VecDeque::is_empty) {
+            self.stage.remove(channel);
         }
     }
 
@@ -139,7 +178,7 @@ impl World {
         }
     }
 
-    /// What the door does: confirmed tickets are attached, or given up.
+    /// What the door does: confirmed tickets are attached or answered, or given up.
     pub(super) fn work_tickets(&mut self) {
         let mut finished = Vec::new();
         self.subscriptions.take_finished(&mut finished);
@@ -157,7 +196,7 @@ impl World {
                 self.subscriptions.cancel(ticket);
                 self.refused(ticket, HoldError::Refused);
             } else {
-                self.attach(ticket);
+                self.answered(ticket);
             }
         }
     }
@@ -165,17 +204,38 @@ impl World {
     /// The errand failed: nobody comes, or the client hears an error.
     pub(super) fn refused(&mut self, ticket: u64, error: HoldError) {
         self.say(|| format!("ticket {ticket}: {error}"));
-        if let Some(Errand::Subscribe { client, .. }) = self.errands.remove(&ticket) {
-            let answer = Some(Bytes::from_static(br#"{"error":"Redis is away","status":503}"#));
-            self.inboxes[usize::from(client.reactor)].push_back(Delivery::Answer(client, answer));
+        if let Some(Errand::Subscribe { client, stream }) = self.errands.remove(&ticket) {
+            if let Some(model) = self.model_of(client) {
+                model.may_end(&stream);
+            }
+            let answer = Bytes::from_static(br#"{"error":"Redis is away","status":503}"#);
+            self.inboxes[usize::from(client.reactor)].push_back(Delivery::Refused(client, stream, answer));
         }
     }
 
-    pub(super) fn attach(&mut self, ticket: u64) {
-        let reactor = match &self.errands[&ticket] {
-            Errand::Subscribe { client, .. } => client.reactor,
-            Errand::Arrive { .. } => self.random.below(self.relays.len() as u64) as u16,
+    /// The client that has this place, if it is still there.
+    fn model_of(&mut self, client: ClientId) -> Option<&mut Model> {
+        let seen = self.relays[usize::from(client.reactor)].inspect(client.index)?;
+        let key = (seen.generation == client.generation).then(|| seen.socket.key())?;
+        self.models.get_mut(&key)
+    }
+
+    /// Redis has confirmed what the ticket is for.
+    fn answered(&mut self, ticket: u64) {
+        let delivery = match &self.errands[&ticket] {
+            Errand::Arrive { .. } => return self.attach(ticket),
+            Errand::Subscribe { client, .. } => Delivery::Answer(*client, None),
         };
+        if let Some(Errand::Subscribe { client, stream }) = self.errands.remove(&ticket) {
+            if let Some(model) = self.model_of(client) {
+                model.confirm(&stream);
+            }
+            self.inboxes[usize::from(client.reactor)].push_back(delivery);
+        }
+    }
+
+    fn attach(&mut self, ticket: u64) {
+        let reactor = self.random.below(self.relays.len() as u64) as u16;
         if let Err(error) = self.subscriptions.attach(ticket, reactor) {
             return self.refused(ticket, error);
         }
@@ -184,7 +244,11 @@ impl World {
                 let key = self.next_model;
                 self.next_model += 1;
                 let pipe = Pipe::new(if self.random.once_in(3) { 2000 } else { usize::MAX });
-                let model = Model::new(transport, viewer, pipe.clone(), reactor);
+                let mut model = Model::new(transport, viewer, pipe.clone(), reactor);
+                if let Some(stream) = &stream {
+                    model.register(stream.clone());
+                    model.confirm(stream);
+                }
                 self.models.insert(key, model);
                 self.say(|| format!("client {key} comes to reactor {reactor}: {viewer:?} {stream:?}"));
                 let subscription = stream.map(|stream| NewSubscription {
@@ -205,11 +269,7 @@ impl World {
                 };
                 Delivery::Client(Box::new(newcomer), self.seq)
             }
-            Errand::Subscribe { client, stream, viewer } => {
-                let channels = stream.channels(viewer.account, viewer.scopes.notifications());
-                let new = NewSubscription { channels, stream, account: viewer.account };
-                Delivery::Subscription(client, new, self.seq)
-            }
+            Errand::Subscribe { .. } => unreachable!("answered"),
         };
         self.inboxes[usize::from(reactor)].push_back(delivery);
     }
@@ -221,10 +281,10 @@ impl World {
         for _ in 0..count {
             let Some(delivery) = self.inboxes[reactor].pop_front() else { break };
             self.read_all();
-            if let Delivery::Event(event) = &delivery {
-                for model in self.models.values_mut().filter(|model| usize::from(model.reactor) == reactor) {
-                    model.expect(event);
-                }
+            if let Delivery::Subscription(client, new, _) = &delivery
+                && let Some(model) = self.model_of(*client)
+            {
+                model.arrived(&new.stream);
             }
             self.relays[reactor].deliver(delivery, now);
             let arrived = std::mem::take(&mut self.relays[reactor].effects.arrived);
@@ -300,12 +360,7 @@ impl World {
         }
         for request in effects.requests {
             match request.want {
-                Want::Subscribe(stream) => {
-                    let viewer = request.viewer;
-                    let channels = stream.channels(viewer.account, viewer.scopes.notifications());
-                    let errand = Errand::Subscribe { client: request.client, stream, viewer };
-                    self.hold(channels.into_iter().collect(), errand);
-                }
+                Want::Subscribe(stream) => self.subscribe(request.client, request.viewer, stream),
                 Want::UnsubscribeList(_) => {
                     self.inboxes[reactor].push_back(Delivery::Answer(request.client, None));
                 }
@@ -313,9 +368,30 @@ impl World {
         }
     }
 
-    pub(super) fn arrived(&mut self, reactor: usize, index: u32) {
-        let Some(socket) = self.relays[reactor].socket(index) else { return };
-        let key = socket.key();
-        self.models.get_mut(&key).unwrap().index = Some(index);
+    /// A client subscribes by message: it is registered at once and confirmed later.
+    fn subscribe(&mut self, client: ClientId, viewer: Viewer, stream: Stream) {
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        self.errands.insert(ticket, Errand::Subscribe { client, stream: stream.clone() });
+        let channels = stream.channels(viewer.account, viewer.scopes.notifications());
+        let held = channels.iter().cloned().collect();
+        if !self.subscriptions.subscribe(ticket, held, client.reactor, ticket) {
+            return;
+        }
+        self.say(|| format!("{client} is registered for {stream:?}"));
+        if let Some(model) = self.model_of(client) {
+            model.register(stream.clone());
+        }
+        let new = NewSubscription { channels, stream, account: viewer.account };
+        let delivery = Delivery::Subscription(client, new, self.seq);
+        self.inboxes[usize::from(client.reactor)].push_back(delivery);
+    }
+
+    fn arrived(&mut self, reactor: usize, index: u32) {
+        let Some(seen) = self.relays[reactor].inspect(index) else { return };
+        let key = seen.socket.key();
+        let model = self.models.get_mut(&key).unwrap();
+        model.index = Some(index);
+        model.everything_arrived();
     }
 }

@@ -28,10 +28,12 @@ pub fn number(payload: &str) -> u64 {
     payload["id"].as_str().expect("a numbered message").parse().expect("a number")
 }
 
-/// The number in a message on a WebSocket; none for probes.
-pub fn number_of(text: &str) -> Option<u64> {
+/// The number in a message on a WebSocket.
+#[track_caller]
+pub fn number_of(text: &str) -> u64 {
     let message: Value = serde_json::from_str(text).expect("a message in JSON");
-    (message["event"] == json!("update")).then(|| number(message["payload"].as_str().expect("a payload")))
+    assert_eq!(message["event"], json!("update"), "{text}");
+    number(message["payload"].as_str().expect("a payload"))
 }
 
 /// Reads messages until the close; every message is the one after the last. The number after the last one,
@@ -41,8 +43,7 @@ pub fn gapless_until_close(ws: &mut Ws, mut next: u64) -> (u64, Option<u16>) {
     let close = loop {
         match ws.try_next() {
             Ok(text) => {
-                let Some(number) = number_of(&text) else { continue };
-                assert_eq!(number, next, "no gap before the close");
+                assert_eq!(number_of(&text), next, "no gap before the close");
                 next += 1;
             }
             Err(close) => break close,
@@ -51,16 +52,12 @@ pub fn gapless_until_close(ws: &mut Ws, mut next: u64) -> (u64, Option<u16>) {
     (next, close)
 }
 
-/// Reads messages without a gap up to that number, from whichever comes first if `next` is none.
+/// Reads messages without a gap from one number up to the other.
 #[track_caller]
-pub fn gapless_until(ws: &mut Ws, mut next: Option<u64>, last: u64) {
-    while next.is_none_or(|next| next <= last) {
-        let Some(number) = number_of(&ws.next()) else { continue };
-        if let Some(next) = next {
-            assert_eq!(number, next, "every message is the one after the last");
-        }
-        assert!(number <= last, "{number} came, and {last} is the last");
-        next = Some(number + 1);
+pub fn gapless_until(ws: &mut Ws, next: u64, last: u64) {
+    assert!(next <= last, "at least one message is awaited");
+    for number in next..=last {
+        assert_eq!(number_of(&ws.next()), number, "every message is the one after the last");
     }
 }
 

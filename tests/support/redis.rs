@@ -125,6 +125,20 @@ impl Redis {
         }
     }
 
+    /// The port from which the server's command connection comes: the one without subscriptions.
+    #[track_caller]
+    pub fn command_port(&self) -> u16 {
+        let list = self.command(&["CLIENT", "LIST"]).text();
+        let mut ports = list
+            .lines()
+            .filter(|line| line.contains(" name=tidegate ") && line.contains(" sub=0 "))
+            .filter_map(|line| line.split(' ').find_map(|word| word.strip_prefix("addr=")))
+            .filter_map(|address| address.rsplit_once(':')?.1.parse().ok());
+        let port = ports.next().expect("a command connection");
+        assert_eq!(ports.next(), None, "{list}");
+        port
+    }
+
     /// A key's remaining life in seconds: -2 without such a key, -1 without an end.
     pub fn ttl(&self, key: &str) -> i64 {
         self.command(&["TTL", key]).integer()

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -171,39 +172,69 @@ impl Ws {
         frame
     }
 
-    /// Subscribes by message and comes back when the subscription is live: markers are published to `channel`
-    /// until one arrives, and all that are still on their way are read.
+    /// Subscribes by message, and demands one message of each channel, each published once.
+    ///
+    /// From when on messages are owed is known without the server's word: from Redis's report of the subscriber. A
+    /// channel that was subscribed before says nothing new; there the answer to a later request does, since requests
+    /// take effect in the order they were sent.
     #[track_caller]
     pub fn subscribe(&mut self, redis: &Redis, request: Value, channels: &[impl AsRef<str>]) {
+        let before = redis.channels();
+        let all_new = channels.iter().all(|channel| !before.iter().any(|known| known == channel.as_ref()));
         let mut message = json!({"type": "subscribe"});
         message.as_object_mut().unwrap().extend(request.as_object().unwrap().clone());
         self.send_json(&message);
-        self.until_live(redis, channels);
+        redis.until_subscribed(channels);
+        if !all_new {
+            self.until_answered();
+        }
+        let stream = match &request["stream"] {
+            Value::Array(names) => names[0].clone(),
+            name => name.clone(),
+        };
+        let parameter = ["tag", "list"].into_iter().find_map(|name| request.get(name));
+        let label: Vec<Value> = std::iter::once(stream).chain(parameter.cloned()).collect();
+        for channel in channels {
+            let probe = self.publish_probe(redis, channel.as_ref());
+            let wanted = frame(&json!(label), "probe", &probe);
+            // The client's older subscriptions of the channel get it first.
+            while self.next_probe(&probe) != wanted {}
+        }
     }
 
-    /// The waiting half of [`subscribe`](Self::subscribe).
+    /// Publishes one message on each channel and demands it.
     #[track_caller]
-    pub fn until_live(&mut self, redis: &Redis, channels: &[impl AsRef<str>]) {
-        redis.until_subscribed(channels);
-        let channel = channels.last().expect("a channel").as_ref();
-        let marker = |n: u32| format!("{{\"event\":\"probe\",\"payload\":\"{n}\"}}");
-        let end = Instant::now() + PATIENCE;
-        let mut n = 0;
-        self.patience(Duration::from_millis(20));
-        loop {
-            n += 1;
-            redis.publish(channel, &marker(n));
-            match self.socket.read() {
-                Ok(Message::Text(_)) => break,
-                Ok(_) => {}
-                Err(Error::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                Err(error) => panic!("{error} instead of a probe"),
-            }
-            assert!(Instant::now() < end, "no subscription to {channel} came to life");
+    pub fn probe(&mut self, redis: &Redis, channels: &[impl AsRef<str>]) {
+        for channel in channels {
+            let probe = self.publish_probe(redis, channel.as_ref());
+            self.next_probe(&probe);
         }
-        self.patience(PATIENCE);
-        redis.publish(channel, &marker(0));
-        while self.next_json()["payload"] != "0" {}
+    }
+
+    /// Waits for the answer to a request that is refused, and so for the end of all that were sent before.
+    #[track_caller]
+    pub fn until_answered(&mut self) {
+        self.send(r#"{"type":"subscribe","stream":"nonsense"}"#);
+        self.expect_error(400, "Unknown stream type");
+    }
+
+    #[track_caller]
+    fn publish_probe(&self, redis: &Redis, channel: &str) -> String {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        let probe = format!("probe {}", LAST.fetch_add(1, Ordering::Relaxed));
+        let message = json!({"event": "probe", "payload": probe}).to_string();
+        assert_eq!(redis.publish(channel, &message), 1, "the server alone is subscribed to {channel}");
+        probe
+    }
+
+    #[track_caller]
+    fn next_probe(&mut self, probe: &str) -> String {
+        let text = self.next();
+        assert!(
+            text.ends_with(&format!("\"event\":\"probe\",\"payload\":\"{probe}\"}}")),
+            "{probe}, not {text}"
+        );
+        text
     }
 }
 

@@ -98,10 +98,12 @@ pub struct Ended {
 pub struct Inspection<'a, S> {
     /// Its socket.
     pub socket: &'a S,
+    /// Distinguishes it from others that had the same place.
+    pub generation: u32,
     /// Whether it gets messages.
     pub open: bool,
-    /// Its streams, each with the number of the last message before it.
-    pub streams: Vec<(Stream, u64)>,
+    /// Its streams.
+    pub streams: Vec<Stream>,
 }
 
 /// A reactor's clients, table, log and timers.
@@ -194,6 +196,7 @@ impl<S: Socket> Relay<S> {
             Delivery::Client(newcomer, seq) => self.arrive(*newcomer, seq, now),
             Delivery::Subscription(id, subscription, seq) => self.subscribed(id, subscription, seq),
             Delivery::Answer(id, answer) => self.answered(id, answer),
+            Delivery::Refused(id, stream, answer) => self.refused(id, &stream, answer),
             Delivery::Gap(_) => self.gap(now),
             Delivery::Regained => self.regained(now),
             Delivery::ChannelGap(channel) => self.channel_gap(&channel, now),
@@ -438,8 +441,9 @@ impl<S: Socket> Relay<S> {
     #[doc(hidden)]
     pub fn inspect(&self, index: u32) -> Option<Inspection<'_, S>> {
         let client = self.clients.get(index as usize)?;
-        let streams = client.subs.iter().map(|sub| (sub.stream().clone(), sub.live_after)).collect();
-        Some(Inspection { socket: &client.socket, open: client.phase == Phase::Open, streams })
+        let streams = client.subs.iter().map(|sub| sub.stream().clone()).collect();
+        let (generation, open) = (client.generation, client.phase == Phase::Open);
+        Some(Inspection { socket: &client.socket, generation, open, streams })
     }
 
     /// Clients here, closing ones included.

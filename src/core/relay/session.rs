@@ -243,7 +243,7 @@ impl<S: Socket> Relay<S> {
         true
     }
 
-    /// A subscription that the door arranged.
+    /// A subscription that the door arranged. Its confirmation, or its refusal, is yet to come.
     pub(super) fn subscribed(&mut self, id: ClientId, new: NewSubscription, seq: u64) {
         let open = self.get(id).is_some_and(|client| client.phase == Phase::Open);
         if !open {
@@ -252,7 +252,17 @@ impl<S: Socket> Relay<S> {
             return self.release_all(&new);
         }
         self.join(id.index, new, seq);
-        self.answered(id, None);
+    }
+
+    /// The door could not arrange that subscription: it ends, if it was begun.
+    pub(super) fn refused(&mut self, id: ClientId, stream: &Stream, answer: Bytes) {
+        let Some(client) = self.get(id).filter(|client| client.phase == Phase::Open) else { return };
+        let channels = stream.channels(client.account, client.scopes.notifications());
+        if let Some(sub) = find(client, &channels, stream.kind) {
+            self.abandon_subscription(id.index, sub);
+            self.leave(id.index, sub);
+        }
+        self.answered(id, Some(answer));
     }
 
     /// The door's answer: the next request may go.

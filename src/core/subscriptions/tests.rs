@@ -27,6 +27,7 @@ fn held(channels: &[Channel]) -> Held {
 #[derive(Clone, Debug)]
 enum Step {
     Hold(Vec<u64>),
+    Subscribe(Vec<u64>, u16),
     Attach(usize),
     Cancel(usize),
     Release(usize),
@@ -45,6 +46,8 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => prop::collection::btree_set(0..CHANNELS, 1..4)
             .prop_map(|set| Step::Hold(set.into_iter().collect())),
+        3 => (prop::collection::btree_set(0..CHANNELS, 1..3), 0..3u16)
+            .prop_map(|(set, reactor)| Step::Subscribe(set.into_iter().collect(), reactor)),
         4 => any::<usize>().prop_map(Step::Attach),
         2 => any::<usize>().prop_map(Step::Cancel),
         4 => any::<usize>().prop_map(Step::Release),
@@ -86,6 +89,8 @@ struct World {
     keys: BTreeSet<Channel>,
     next_ticket: Ticket,
     waiting: BTreeMap<Ticket, Vec<Channel>>,
+    // Those of them that are no newcomers': a client has the references.
+    of_clients: BTreeSet<Ticket>,
     ready: BTreeMap<Ticket, Vec<Channel>>,
     killed: BTreeSet<Ticket>,
     clients: Vec<Vec<Channel>>,
@@ -101,6 +106,20 @@ impl World {
                 let channels: Vec<Channel> = numbers.into_iter().map(channel).collect();
                 self.waiting.insert(self.next_ticket, channels.clone());
                 self.table.hold(self.next_ticket, held(&channels), self.next_ticket);
+            }
+            Step::Subscribe(numbers, reactor) => {
+                self.next_ticket += 1;
+                let channels: Vec<Channel> = numbers.into_iter().map(channel).collect();
+                let begun =
+                    self.table.subscribe(self.next_ticket, held(&channels), reactor, self.next_ticket);
+                assert_eq!(begun, self.connected);
+                self.waiting.insert(self.next_ticket, channels.clone());
+                if begun {
+                    self.of_clients.insert(self.next_ticket);
+                    for channel in &channels {
+                        assert_ne!(self.table.reactors(channel).unwrap() & 1 << reactor, 0);
+                    }
+                }
             }
             Step::Attach(which) => {
                 let Some(ticket) = pick(&self.ready, which) else { return };
@@ -127,7 +146,11 @@ impl World {
                 };
                 if let Some(ticket) = ticket {
                     self.table.cancel(ticket);
-                    self.waiting.remove(&ticket);
+                    let channels = self.waiting.remove(&ticket);
+                    if self.of_clients.remove(&ticket) {
+                        // The client is told, and gives back what it has.
+                        channels.iter().flatten().for_each(|channel| self.table.release(channel));
+                    }
                     self.ready.remove(&ticket);
                     self.killed.remove(&ticket);
                 }
@@ -243,8 +266,12 @@ impl World {
         self.table.take_finished(&mut finished);
         for (ticket, result) in &finished {
             let channels = self.waiting.remove(ticket).expect("answered once, and not after a cancel");
-            if result.is_ok() {
-                self.ready.insert(*ticket, channels);
+            match (self.of_clients.remove(ticket), result) {
+                (false, Ok(())) => drop(self.ready.insert(*ticket, channels)),
+                (false, Err(_)) => {}
+                (true, Ok(())) => self.clients.push(channels),
+                (true, Err(HoldError::RedisAway)) => self.gapped.push(channels),
+                (true, Err(_)) => channels.iter().for_each(|channel| self.table.release(channel)),
             }
         }
         finished
@@ -255,7 +282,8 @@ impl World {
             match result {
                 Ok(()) => {
                     assert!(self.table.is_live());
-                    for channel in &self.ready[&ticket] {
+                    let of_client = self.clients.last();
+                    for channel in self.ready.get(&ticket).or(of_client).expect("it is somebody's") {
                         assert!(self.subscribed.contains(channel), "{channel:?} is not subscribed");
                         assert!(channel.is_system() || self.keys.contains(channel), "{channel:?} has no key");
                     }

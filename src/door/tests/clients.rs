@@ -302,13 +302,13 @@ async fn a_refused_attachment_is_answered_on_its_socket() {
     let counts =
         |world: &World| world.clients.iter().map(|clients| clients.load(Ordering::Relaxed)).sum::<usize>();
     assert_eq!(counts(&world), 1);
-    (attached.refused)(HoldError::Killed, Attachment::Client(attached.client));
+    (attached.refused)(HoldError::Killed, attached.client);
     read_all(&mut stream).await.is_upgrade_error("401 Unauthorized", "Invalid access token");
     assert_eq!(counts(&world), 0);
 
     let mut stream = world.send(&stream_request("/api/v1/streaming/user", "alice")).await;
     let attached = world.admitted().await;
-    (attached.refused)(HoldError::RedisAway, Attachment::Client(attached.client));
+    (attached.refused)(HoldError::RedisAway, attached.client);
     let answer = read_all(&mut stream).await;
     answer.is_web("503 Service Unavailable").has(&[("Connection", "close"), ("Retry-After", "5")]);
     assert_eq!(counts(&world), 0);

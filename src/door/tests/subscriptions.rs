@@ -1,5 +1,5 @@
 use super::*;
-use crate::core::handover::{ClientId, Delivery, SessionRequest, Want};
+use crate::core::handover::{ClientId, Delivery, NewSubscription, SessionRequest, Want};
 use crate::core::session::{Given, StreamRequest};
 use crate::core::stream::Stream;
 
@@ -38,7 +38,20 @@ impl Reactor {
             [Delivery::Answer(CLIENT, json)] => {
                 json.as_ref().map(|json| String::from_utf8(json.to_vec()).unwrap())
             }
+            [Delivery::Refused(CLIENT, _, json)] => Some(String::from_utf8(json.to_vec()).unwrap()),
             other => panic!("{other:?} instead of one answer"),
+        }
+    }
+}
+
+impl World {
+    /// What the ingest is asked for a client's subscription.
+    async fn subscribed(&mut self) -> (Ticket, NewSubscription, Reply) {
+        match self.command().await {
+            Command::Subscribe { ticket, client: CLIENT, subscription, reply } => {
+                (ticket, subscription, reply)
+            }
+            other => panic!("{other:?} instead of a subscription"),
         }
     }
 }
@@ -49,25 +62,15 @@ fn stream(name: &str, list: Option<u64>) -> Stream {
 }
 
 #[tokio::test]
-async fn a_subscription_is_attached_once_it_is_confirmed() {
+async fn a_subscription_is_answered_once_it_is_confirmed() {
     let mut world = World::new();
     let reactor = Reactor::new(&world);
     reactor.want(Want::Subscribe(stream("list", Some(77)))).await;
-    let held = world.held().await;
-    assert_eq!(held.channels, [Channel::List(77)]);
-    (held.reply)(Ok(()));
-    match world.command().await {
-        Command::Attach {
-            ticket,
-            reactor,
-            attachment: Attachment::Subscription(client, subscription),
-            ..
-        } => {
-            assert_eq!((ticket, reactor, client), (held.ticket, 1, CLIENT));
-            assert_eq!(subscription.channels.to_vec(), [Channel::List(77)]);
-        }
-        other => panic!("{other:?}"),
-    }
+    let (_, subscription, reply) = world.subscribed().await;
+    assert_eq!(subscription.channels.to_vec(), [Channel::List(77)]);
+    reply(Ok(()));
+    assert_eq!(reactor.answer().await, None);
+    assert!(world.commands.is_empty(), "nothing is left to be cancelled");
 }
 
 #[tokio::test]
@@ -84,18 +87,10 @@ async fn a_subscription_that_fails_is_an_error_message() {
 
     let away = r#"{"error":"The connection to Redis is lost, try again later","status":503}"#;
     reactor.want(Want::Subscribe(stream("user", None))).await;
-    let held = world.held().await;
-    (held.reply)(Err(HoldError::RedisAway));
+    let (ticket, _, reply) = world.subscribed().await;
+    reply(Err(HoldError::RedisAway));
     assert_eq!(reactor.answer().await.as_deref(), Some(away));
-    assert_eq!(world.cancelled().await, held.ticket);
-
-    reactor.want(Want::Subscribe(stream("user", None))).await;
-    (world.held().await.reply)(Ok(()));
-    match world.command().await {
-        Command::Attach { attachment, refused, .. } => refused(HoldError::RedisAway, attachment),
-        other => panic!("{other:?}"),
-    }
-    assert_eq!(reactor.answer().await.as_deref(), Some(away));
+    assert_eq!(world.cancelled().await, ticket);
 }
 
 #[tokio::test]
@@ -105,8 +100,8 @@ async fn a_subscription_must_be_confirmed_in_time() {
     reactor.want(Want::Subscribe(stream("user", None))).await;
     let answer = reactor.answer().await.unwrap();
     assert!(answer.ends_with(r#","status":503}"#), "{answer}");
-    let held = world.held().await;
-    assert_eq!(world.cancelled().await, held.ticket);
+    let (ticket, ..) = world.subscribed().await;
+    assert_eq!(world.cancelled().await, ticket);
 }
 
 #[tokio::test]
@@ -124,7 +119,7 @@ async fn whoever_stops_serving_releases_what_is_under_way() {
     let mut world = World::new();
     let reactor = Reactor::new(&world);
     reactor.want(Want::Subscribe(stream("user", None))).await;
-    let held = world.held().await;
+    let (ticket, ..) = world.subscribed().await;
     drop(reactor);
-    assert_eq!(world.cancelled().await, held.ticket);
+    assert_eq!(world.cancelled().await, ticket);
 }
