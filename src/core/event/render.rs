@@ -197,7 +197,10 @@ pub(super) fn whole_len_max(event: &Event, transport: Transport, stream: &Stream
         Transport::WebSocket => payload.iter().filter(|byte| matches!(byte, b'"' | b'\\')).count(),
         // Each line of a text is a line of its own.
         Transport::SseChunked | Transport::SsePlain => match json::kind(payload) {
-            Kind::Text => payload.iter().filter(|byte| **byte == b'\\').count() * sse::DATA_BYTES,
+            Kind::Text => {
+                let ends_line = |pair: &[u8]| matches!(pair, [b'\\', b'n' | b'r' | b'u']);
+                payload.windows(2).filter(|pair| ends_line(pair)).count() * sse::DATA_BYTES
+            }
             _ => 0,
         },
     };
