@@ -9,8 +9,8 @@ use std::path::Path;
 mod bodies;
 
 use bodies::{
-    accept, broker, client_list, env, event, filter, hashtag, html_text, http, pg_rows, query, resp, ring,
-    sentinel, ws_decode, ws_session,
+    accept, broker, client_list, der, env, event, filter, hashtag, html_text, http, pg_rows, query, resp,
+    ring, sentinel, ws_decode, ws_session,
 };
 
 /// Runs `body` on every file of the target's corpus, and on every prefix of the small ones.
@@ -43,6 +43,11 @@ fn broker_corpus() {
 #[test]
 fn client_list_corpus() {
     replay("client_list", client_list::run);
+}
+
+#[test]
+fn der_corpus() {
+    replay("der", der::run);
 }
 
 #[test]

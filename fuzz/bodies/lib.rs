@@ -7,6 +7,7 @@
 pub mod accept;
 pub mod broker;
 pub mod client_list;
+pub mod der;
 pub mod env;
 pub mod event;
 pub mod filter;
