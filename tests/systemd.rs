@@ -111,6 +111,17 @@ fn mastodons_own_unit_runs_tidegate_and_node_again() {
         system.succeed("systemctl restart mastodon-streaming");
         wait_until("another process", LONG, || pid() != before);
         until_served_by(&system, 4000, "Tidegate");
+        // A newer program, as the README has it; its build is not tried here.
+        let upgrade = commands("**The program of step 1**");
+        let built = "cargo build --release && sudo install target/release/tidegate";
+        assert!(upgrade.contains(built), "{upgrade}");
+        system.succeed(&format!(
+            "set -e\n{}",
+            upgrade.replace(built, &format!("sudo install {HOST}/tidegate"))
+        ));
+        until_ready(&system, 4000);
+        let exe = system.succeed("readlink /proc/$(systemctl show -P MainPID mastodon-streaming@4000)/exe");
+        assert_eq!(exe, "/usr/local/bin/tidegate\n", "the newer program runs");
         system.succeed(&commands("**And back:**"));
         until_served_by(&system, 4000, "Node");
     }
