@@ -46,6 +46,24 @@ pub const LINGER: Duration = Duration::from_secs(2);
 /// How often Redis is asked for what it holds for us while reading is paused, and slow clients are looked at.
 pub const HEADROOM_INTERVAL: Duration = Duration::from_millis(20);
 
+/// How long the kernel may take no byte for a client that has messages waiting before the client counts as stalled
+/// and is closed for room. Losses on a mobile network are repaired within this; a page in the background reads on.
+pub const STALLED_AFTER: Duration = Duration::from_secs(1);
+
+/// How long after a client's socket was full it is written to once more, whether the poll reports room or not.
+pub const PROBE_AFTER: Duration = Duration::from_millis(100);
+
+/// A reactor that had no turn for so long was asleep, or the machine did not let it run …
+pub const REACTOR_AWAY_AFTER: Duration = Duration::from_millis(500);
+
+/// … and waits so long before it tells stalled clients from others: a machine that stood still has to receive its
+/// clients' acknowledgements first.
+pub const SECOND_LOOK_AFTER: Duration = Duration::from_millis(100);
+
+/// Messages given up with closed clients in one turn, at most, and at least one client's; a write to a client counts
+/// as some. They take a millisecond, for which a message to another client may have to wait.
+pub const EVICT_TURN_MESSAGES: usize = 8192;
+
 /// A client socket's send buffer as asked of the kernel, in bytes (Linux books twice that). It is a private
 /// copy of what the shared log already holds: small, so that lag stays where it is bounded and visible.
 pub const SOCKET_SEND_BYTES: u32 = 64 * 1024;

@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use smallvec::SmallVec;
 
 use crate::core::event::{Event, Transport};
@@ -149,8 +149,6 @@ impl Flags {
     pub const DIRTY: u8 = 1;
     /// Its socket was full; it goes on when that is writable.
     pub const BLOCKED: u8 = 2;
-    /// Stands in the list of those who lag.
-    pub const LISTED: u8 = 4;
     /// A ping was sent and no pong came yet.
     pub const AWAITS_PONG: u8 = 8;
     /// Stands in the list of those whose socket may have more to read.
@@ -181,10 +179,11 @@ impl Flags {
 pub(crate) struct Extra {
     /// Bytes that are no log entries: the response head, pongs, errors, the close. Written first, unless a
     /// frame of the log is half written.
-    pub out: VecDeque<Bytes>,
-    /// A frame whose entry was given up while it was half written: its rest leads `out` and is so many bytes
-    /// long; the event is held so that its bytes stay counted.
-    pub finishing: Option<(Arc<Event>, usize)>,
+    pub out: Out,
+    /// A frame whose entry was given up while it was half written.
+    pub half_written: Option<HalfWritten>,
+    /// Set while the socket is full or was full and output remains.
+    pub lag: Option<Lag>,
     /// Subscribe and unsubscribe messages that wait for the one in flight.
     pub waiting: VecDeque<(bool, StreamRequest)>,
     /// The text in `waiting`.
@@ -193,13 +192,97 @@ pub(crate) struct Extra {
     pub in_flight: bool,
 }
 
+/// A frame whose entry was given up while it was half written. Its rest leads [`Extra::out`]; the event is held so
+/// that its bytes stay counted, which makes the client a holder of the budget like one that is owed messages.
+#[derive(Debug)]
+pub(crate) struct HalfWritten {
+    pub event: Arc<Event>,
+    /// The place of the entry.
+    pub place: Place,
+    /// Bytes that are still to be written.
+    pub left: usize,
+}
+
+/// Kept for a client whose socket was full, so that neither a status page nor the choice of whom to close has to
+/// walk through what the client is owed.
+#[derive(Debug)]
+pub(crate) struct Lag {
+    /// Index in the relay's list of lagging clients.
+    pub listed_at: u32,
+    /// When the kernel last took a byte, or the socket was first full: milliseconds since the start.
+    pub taken_ms: u32,
+    /// When the oldest message that the client is owed was read, in the same unit.
+    pub oldest_ms: u32,
+    /// Payload bytes of all messages that the client is owed.
+    pub bytes: u64,
+}
+
 impl Extra {
     pub fn is_idle(&self) -> bool {
-        self.out.is_empty() && self.finishing.is_none() && self.waiting.is_empty() && !self.in_flight
+        self.out.is_empty()
+            && self.half_written.is_none()
+            && self.lag.is_none()
+            && self.waiting.is_empty()
+            && !self.in_flight
+    }
+}
+
+/// A queue of bytes that knows its length.
+#[derive(Debug, Default)]
+pub(crate) struct Out {
+    chunks: VecDeque<Bytes>,
+    bytes: usize,
+}
+
+impl Out {
+    pub fn push_back(&mut self, chunk: Bytes) {
+        self.bytes += chunk.len();
+        self.chunks.push_back(chunk);
     }
 
-    pub fn out_bytes(&self) -> usize {
-        self.out.iter().map(Bytes::len).sum()
+    pub fn push_front(&mut self, chunk: Bytes) {
+        self.bytes += chunk.len();
+        self.chunks.push_front(chunk);
+    }
+
+    pub fn replace_back(&mut self, chunk: Bytes) {
+        self.bytes -= self.chunks.pop_back().map_or(0, |last| last.len());
+        self.push_back(chunk);
+    }
+
+    pub fn back(&self) -> Option<&Bytes> {
+        self.chunks.back()
+    }
+
+    /// Drops this many bytes from the front.
+    pub fn advance(&mut self, mut count: usize) {
+        while count > 0 {
+            let Some(first) = self.chunks.front_mut() else { break };
+            let part = count.min(first.len());
+            first.advance(part);
+            if first.is_empty() {
+                self.chunks.pop_front();
+            }
+            count -= part;
+            self.bytes -= part;
+        }
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Bytes> {
+        self.chunks.iter()
+    }
+
+    /// Chunks.
+    pub fn len(&self) -> usize {
+        self.chunks.len()
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
     }
 }
 
@@ -226,6 +309,19 @@ impl<S> Client<S> {
     /// Whether there are bytes to write.
     pub fn has_output(&self) -> bool {
         self.owed > 0 || self.extra.as_ref().is_some_and(|extra| !extra.out.is_empty())
+    }
+
+    /// Whether events are held for this client: messages that it is owed, or a half-written one.
+    pub fn holds_events(&self) -> bool {
+        self.owed > 0 || self.extra.as_ref().is_some_and(|extra| extra.half_written.is_some())
+    }
+
+    pub fn lag(&self) -> Option<&Lag> {
+        self.extra.as_ref()?.lag.as_ref()
+    }
+
+    pub fn lag_mut(&mut self) -> Option<&mut Lag> {
+        self.extra.as_mut()?.lag.as_mut()
     }
 
     pub fn system_channels(&self) -> [Option<Channel>; 2] {

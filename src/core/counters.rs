@@ -376,6 +376,8 @@ pub struct ReactorCounters {
     pub log_bytes: AtomicU64,
     /// Messages in the log (gauge).
     pub log_entries: AtomicU64,
+    /// Bytes of messages that were given up while half written, and are held until that frame is finished (gauge).
+    pub half_written_bytes: AtomicU64,
     /// Clients that are not caught up (gauge).
     pub lagging: AtomicU64,
     /// Clients that go on, or are answered, in the next turn: this one had no room for them (gauge).

@@ -10,8 +10,8 @@
 //!
 //! Each change is announced: more than the evict mark is held; the gate is closed; the gate is open again. The
 //! announcement wakes every thread that acts on the gate, since the bytes may be held by a reactor that has
-//! nothing else to do. A fill level that swings about the evict mark is announced once, until it has been at the
-//! low mark again.
+//! nothing else to do. A fill level that swings a little about the evict mark is announced once; clients are
+//! looked at all that time.
 //!
 //! # The bound: twice the budget
 //! Three things add to what is held, and each looks at the sum before it does:
@@ -40,7 +40,7 @@ pub struct Gate {
     high_bytes: usize,
     low_bytes: usize,
     closed: AtomicBool,
-    /// More than the evict mark was held, and since then never as little as the low mark.
+    /// More than the evict mark was held, and since then never as little as the calm mark.
     pressed: AtomicBool,
     changed: Box<dyn Fn() + Send + Sync>,
     /// See [`announce_below`](Self::announce_below).
@@ -117,9 +117,16 @@ impl Gate {
         self.low_bytes + (self.high_bytes - self.low_bytes) / 2
     }
 
-    /// Whether clients that hold bytes are to be looked at: reading is paused, or soon will be.
+    /// The mark at which passing the evict mark will be announced again: so many bytes below it that the
+    /// announcements are rare.
+    fn calm_bytes(&self) -> usize {
+        self.evict_bytes() - (self.high_bytes - self.low_bytes) / 8
+    }
+
+    /// Whether clients that hold bytes are to be looked at: reading is paused, or soon will be. Each time that this
+    /// becomes true is announced.
     pub fn is_over(&self) -> bool {
-        self.held_bytes() > self.evict_bytes() || self.is_closed()
+        self.pressed.load(Ordering::SeqCst) || self.is_closed()
     }
 
     /// Asked by the ingest before each message: closes the gate when too much is held, and says whether
@@ -160,22 +167,22 @@ impl Gate {
     fn give_back(&self, bytes: usize) {
         let before = self.held_bytes.fetch_sub(bytes, Ordering::SeqCst);
         debug_assert!(before >= bytes);
-        let after = before - bytes;
+        let held = before - bytes;
         let mark = self.announce_bytes.load(Ordering::SeqCst);
         if before > mark
-            && after <= mark
+            && held <= mark
             && let Some(announce) = self.announce.get()
         {
             announce();
         }
-        if after > self.low_bytes {
-            return;
-        }
-        if self.closed.load(Ordering::SeqCst) && self.closed.swap(false, Ordering::SeqCst) {
-            (self.changed)();
-        }
-        if self.pressed.load(Ordering::SeqCst) {
+        if held <= self.calm_bytes() && self.pressed.load(Ordering::SeqCst) {
             self.review_pressed();
+        }
+        if held <= self.low_bytes
+            && self.closed.load(Ordering::SeqCst)
+            && self.closed.swap(false, Ordering::SeqCst)
+        {
+            (self.changed)();
         }
     }
 
@@ -190,7 +197,7 @@ impl Gate {
                     return;
                 }
                 (self.changed)();
-            } else if held > self.low_bytes || !self.pressed.swap(false, Ordering::SeqCst) {
+            } else if held > self.calm_bytes() || !self.pressed.swap(false, Ordering::SeqCst) {
                 return;
             }
         }

@@ -4,8 +4,8 @@
 //! of several channels sees one order. An entry knows how many deliveries it still owes; with the last one it
 //! lets go of its event. A client holds a position, not messages: catching up costs a client its own messages.
 //!
-//! Bounds: an entry is 24 bytes besides the event, which counts against the gate's budget; a channel without
-//! undelivered messages costs nothing.
+//! Bounds: an entry is 24 bytes besides the event, which counts against the gate's budget; of a queue's entries at
+//! most half, or [`SETTLED_MIN`], are without an event; a channel without undelivered messages costs nothing.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -31,8 +31,8 @@ pub struct Entry {
     pub event: Option<Arc<Event>>,
     /// Deliveries that are still to be made.
     owed: u32,
-    /// The message's own bytes, while it is held. Messages are bounded far below 4 GiB.
-    bytes: u32,
+    /// The length of its payload. Messages are bounded far below 4 GiB.
+    pub bytes: u32,
 }
 
 /// The undelivered messages of one reactor's clients.
@@ -44,13 +44,22 @@ pub struct Log {
     next_place: Place,
     entries: usize,
     bytes: u64,
+    /// Entries that a reader was given.
+    #[cfg(test)]
+    visited: std::cell::Cell<u64>,
 }
 
 #[derive(Debug)]
 struct Queue {
     channel: Channel,
     entries: VecDeque<Entry>,
+    /// Entries that are owed to nobody and stand behind one that is.
+    settled: usize,
 }
+
+/// So many settled entries, and half of a queue, may stand behind one that is still owed: one client that takes nothing
+/// of a busy channel, and is owed little of it, must not keep an entry for each message that the others got.
+const SETTLED_MIN: usize = 64;
 
 /// Empty queues kept for the next channel, so that a message to a quiet channel allocates nothing.
 const SPARE_QUEUES_MAX: usize = 64;
@@ -69,7 +78,8 @@ impl Log {
             Some(index) => *index,
             None => {
                 let entries = self.spare.pop().unwrap_or_default();
-                let index = self.queues.insert(Queue { channel: channel.clone(), entries }) as QueueIndex;
+                let index =
+                    self.queues.insert(Queue { channel: channel.clone(), entries, settled: 0 }) as QueueIndex;
                 self.by_channel.insert(channel.clone(), index);
                 index
             }
@@ -100,13 +110,24 @@ impl Log {
             Some(first) if first.place >= place => 0,
             _ => entries.partition_point(|entry| entry.place < place),
         };
-        entries.range(start..)
+        #[cfg(test)]
+        let visited = &self.visited;
+        entries.range(start..).inspect(move |_| {
+            #[cfg(test)]
+            visited.set(visited.get() + 1);
+        })
+    }
+
+    /// Entries that readers were given so far.
+    #[cfg(test)]
+    pub fn visited(&self) -> u64 {
+        self.visited.get()
     }
 
     /// One delivery of that entry was made, or will never be. Empty queues stay until [`sweep`](Self::sweep),
     /// so queue indexes are good until then.
     pub fn settle(&mut self, queue: QueueIndex, place: Place) {
-        let entries = &mut self.queues[queue as usize].entries;
+        let Queue { entries, settled, .. } = &mut self.queues[queue as usize];
         let Ok(found) = entries.binary_search_by_key(&place, |entry| entry.place) else {
             debug_assert!(false, "no entry at place {place}");
             return;
@@ -121,9 +142,16 @@ impl Log {
             event.mark(Step::Done);
         }
         self.bytes -= u64::from(entry.bytes);
+        self.entries -= 1;
+        *settled += 1;
         while entries.front().is_some_and(|entry| entry.owed == 0) {
             entries.pop_front();
-            self.entries -= 1;
+            *settled -= 1;
+        }
+        if *settled >= SETTLED_MIN && *settled > entries.len() / 2 {
+            // Half of the queue goes, so each settled entry is moved past or dropped a constant number of times.
+            entries.retain(|entry| entry.owed > 0);
+            *settled = 0;
         }
     }
 
@@ -167,20 +195,53 @@ impl Log {
             .flat_map(|(_, queue)| &queue.entries)
             .filter_map(|entry| Some((entry.place, entry.event.as_ref()?.held_bytes())))
     }
+}
 
-    /// The place that splits the log: messages before it hold half of the bytes, or just over. The work is
-    /// that of sorting the log, so it is for the moment when the budget is used up.
-    pub fn older_half_ends(&self) -> Place {
-        let mut held: Vec<(Place, usize)> = self.held().collect();
-        held.sort_unstable();
-        let half = held.iter().map(|(_, bytes)| bytes).sum::<usize>() / 2;
-        let mut sum = 0;
-        for (place, bytes) in held {
-            sum += bytes;
-            if sum > half {
-                return place + 1;
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::core::event::{Parsed, Position};
+    use crate::core::gate::Gate;
+
+    #[test]
+    fn settled_entries_behind_a_stalled_front_do_not_pile_up() {
+        let gate = Gate::new(1 << 20, 1 << 19, || {});
+        let mut log = Log::default();
+        let append = |log: &mut Log, owed| {
+            let at = Position { epoch: 1, seq: log.next_place() + 1, read_at: Duration::ZERO };
+            let message = &br#"{"event":"delete","payload":"1"}"#[..];
+            let Parsed::Event(event) = Event::parse(Channel::Account(1), at, message.into(), &gate) else {
+                panic!("no event")
+            };
+            let place = log.next_place();
+            log.append(event, owed);
+            place
+        };
+        let first = append(&mut log, 1);
+        let queue = log.queue(&Channel::Account(1)).unwrap();
+        let mut kept = vec![first];
+        for n in 0..10_000 {
+            let place = append(&mut log, 1);
+            // Some stay, so that those between them must be found again.
+            if n % 1000 == 0 {
+                kept.push(place);
+            } else {
+                log.settle(queue, place);
             }
+            assert_eq!(log.len(), kept.len());
+            let entries = log.queues[queue as usize].entries.len();
+            assert!(entries <= 2 * (kept.len() + SETTLED_MIN), "{entries} entries, {} are owed", kept.len());
         }
-        0
+        let left: Vec<Place> = log
+            .entries_from(queue, 0)
+            .filter_map(|entry| entry.event.as_ref().map(|_| entry.place))
+            .collect();
+        assert_eq!(left, kept);
+        kept.into_iter().for_each(|place| log.settle(queue, place));
+        log.sweep(queue);
+        assert!(log.is_empty() && log.queue(&Channel::Account(1)).is_none());
+        assert_eq!((log.bytes(), gate.held_bytes()), (0, 0));
     }
 }

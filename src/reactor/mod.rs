@@ -21,11 +21,12 @@ use mio::{Events, Interest, Poll, Token, Waker};
 
 use crate::clock::Clock;
 use crate::core::counters::{ReactorCounters, TRANSPORT_LABELS, add, transport_index};
+use crate::core::gate::Gate;
 use crate::core::handover::{Command, Delivery, SessionRequest};
 use crate::core::mailbox::Mailbox;
 use crate::core::relay::{Pressure, Relay};
 use crate::core::slack::Slack;
-use crate::limits::{HEADROOM_INTERVAL, Limits};
+use crate::limits::Limits;
 use crate::sys::ThreadCache;
 
 pub use socket::Socket;
@@ -48,7 +49,9 @@ pub struct Links {
     pub commands: Arc<Mailbox<Command<Socket>>>,
     /// Takes requests of WebSocket clients to the door; must not block.
     pub requests: Box<dyn Fn(SessionRequest) + Send>,
-    /// How full the budget is; asked once per turn.
+    /// How full the budget is.
+    pub gate: Arc<Gate>,
+    /// How long reading has been paused; asked once per turn.
     pub pressure: Box<dyn Fn() -> Pressure + Send>,
     /// Clients of each reactor: the door adds those it sends, the reactor takes off those that are gone.
     pub load: Arc<[AtomicUsize]>,
@@ -112,7 +115,6 @@ impl Reactor {
             counters: self.counters,
             relay,
             links,
-            pressed: false,
             cache,
             buffer: vec![0; READ_BYTES].into_boxed_slice(),
         };
@@ -133,8 +135,6 @@ struct Running {
     counters: Arc<ReactorCounters>,
     relay: Relay<Socket>,
     links: Links,
-    /// The budget was used up when last looked at.
-    pressed: bool,
     cache: ThreadCache,
     buffer: Box<[u8]>,
 }
@@ -156,10 +156,8 @@ impl Running {
     }
 
     fn sleep(&self) -> Duration {
-        // While the budget is used up, slow clients are looked at often.
-        let longest = if self.pressed { HEADROOM_INTERVAL } else { SLEEP_MAX };
         let now = self.links.clock.now();
-        self.relay.sleep(now, self.cache.due_in(now).map_or(longest, |due| longest.min(due)))
+        self.relay.sleep(now, self.cache.due_in(now).map_or(SLEEP_MAX, |due| SLEEP_MAX.min(due)))
     }
 
     fn turn(&mut self, events: &Events, deliveries: &mut Vec<Delivery<Socket>>) {
@@ -188,9 +186,7 @@ impl Running {
         self.relay.read_on(&mut self.buffer, now);
         self.relay.tick(now);
         self.relay.flush(&mut || self.links.clock.now());
-        let pressure = (self.links.pressure)();
-        self.pressed = pressure.over || pressure.by_audience;
-        self.relay.relieve(pressure, now);
+        self.relay.relieve(&self.links.gate, (self.links.pressure)(), now);
         self.relay.publish_gauges();
         self.send_effects(now);
         self.cache.settle(now);

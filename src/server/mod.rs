@@ -12,7 +12,7 @@ mod sources;
 mod systemd;
 mod threads;
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -23,6 +23,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::clock::Clock;
 use crate::config::{Config, DatabaseHost, Fit, Listen, Mode, Redis};
+use crate::core::counters::ReactorCounters;
 use crate::core::gate::Gate;
 use crate::core::handover::{Delivery, Viewer};
 use crate::core::mailbox::Mailbox;
@@ -170,6 +171,21 @@ async fn serve(mut config: Config, passed: Passed) -> Result<(), Failure> {
         (None, Some(_)) => Some(Arc::new(demo_directory())),
         (None, None) => None,
     };
+    let counters: Vec<_> = reactors.iter().map(Reactor::counters).collect();
+    let holders = {
+        let (counters, stage) =
+            (counters.clone(), audience.as_ref().map(|audience| Arc::clone(&audience.stats)));
+        move || {
+            let sum = |gauge: fn(&ReactorCounters) -> &AtomicU64| {
+                counters.iter().map(|counters| gauge(counters).load(Ordering::Relaxed)).sum()
+            };
+            pauses::Holders {
+                log_bytes: sum(|counters| &counters.log_bytes),
+                half_written_bytes: sum(|counters| &counters.half_written_bytes),
+                audience_bytes: stage.as_ref().map_or(0, |stats| stats.waiting_bytes.load(Ordering::Relaxed)),
+            }
+        }
+    };
     let draining = Arc::new(AtomicBool::new(false));
     let mut threads: Vec<Thread> = reactors
         .iter()
@@ -195,7 +211,7 @@ async fn serve(mut config: Config, passed: Passed) -> Result<(), Failure> {
     let status = Status::new(
         Arc::new(sources::Sources {
             clock,
-            counters: reactors.iter().map(Reactor::counters).collect(),
+            counters,
             mailboxes: mailboxes.clone(),
             ingest: ingest.stats(),
             gate: Arc::clone(&gate),
@@ -286,6 +302,7 @@ async fn serve(mut config: Config, passed: Passed) -> Result<(), Failure> {
             commands: ingest.commands(),
             // The receiver ends with the process.
             requests: Box::new(move |request| drop(requests.send(request))),
+            gate: Arc::clone(&gate),
             pressure: pressure(
                 Arc::clone(&gate),
                 audience.as_ref().map(|audience| Arc::clone(&audience.stats)),
@@ -298,9 +315,8 @@ async fn serve(mut config: Config, passed: Passed) -> Result<(), Failure> {
         reactor_threads.push(reactor.start(limits.clone(), links).map_err(|error| no_thread(&error))?);
     }
     tokio::spawn(memory::watch(Arc::clone(&door), Arc::clone(&gate), counters, limits.clone()));
-    let stage_stats = audience.as_ref().map(|audience| Arc::clone(&audience.stats));
     tokio::spawn(full::watch(Arc::clone(&door), limits.clone(), clock));
-    tokio::spawn(pauses::watch(ingest.stats(), stage_stats, Arc::clone(&gate), limits.clone(), clock));
+    tokio::spawn(pauses::watch(ingest.stats(), Arc::clone(&gate), holders, limits.clone(), clock));
     let presence = tokio::spawn(presence.run(ingest.commands()));
     if let Some(sentinels) = redis.sentinels() {
         sentinel::watch(sentinels, limits.redis_ping, ingest.waker());
@@ -565,8 +581,7 @@ fn patience(
     }
 }
 
-/// How full the budget is, as far as clients are to blame. While what waits in the audience stage uses it up, closing
-/// clients would free nothing.
+/// What slow clients are judged by.
 fn pressure(
     gate: Arc<Gate>,
     audience: Option<Arc<StageStats>>,
@@ -574,13 +589,9 @@ fn pressure(
 ) -> Box<dyn Fn() -> Pressure + Send> {
     Box::new(move || {
         let waiting = audience.as_ref().map_or(0, |stats| stats.waiting_bytes.load(Ordering::Relaxed));
-        let held = gate.held_bytes().saturating_sub(usize::try_from(waiting).unwrap_or(usize::MAX));
-        let mut pressure = Pressure::default();
-        if gate.is_over() {
-            pressure.by_audience = waiting > 0 && held <= gate.low_bytes();
-            pressure.over = !pressure.by_audience;
-        }
-        if pressure.over {
+        let audience_bytes = usize::try_from(waiting).unwrap_or(usize::MAX);
+        let mut pressure = Pressure { audience_bytes, ..Pressure::default() };
+        if gate.is_closed() {
             (pressure.paused_for, pressure.headroom_half_used) = patience();
         }
         pressure

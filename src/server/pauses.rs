@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::core::gate::Gate;
-use crate::db::StageStats;
 use crate::limits::Limits;
 use crate::redis::stats::IngestStats;
 
@@ -68,11 +67,38 @@ impl Overload {
     }
 }
 
-/// Watches as long as the server runs.
+/// Where the bytes are that use up the budget, without frames and overhead.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Holders {
+    /// Messages that clients have not taken.
+    pub log_bytes: u64,
+    /// Messages given up while half written.
+    pub half_written_bytes: u64,
+    /// Messages that wait for their audience.
+    pub audience_bytes: u64,
+}
+
+impl Holders {
+    /// What holds most, and where to look.
+    fn cause(self) -> &'static str {
+        let Holders { log_bytes, half_written_bytes, audience_bytes } = self;
+        if audience_bytes > log_bytes.max(half_written_bytes) {
+            "PostgreSQL says too slowly who may see public statuses, and those that wait use up the budget \
+             (BACKPRESSURE_HIGH_BYTES)"
+        } else if half_written_bytes > log_bytes {
+            "half-written frames of clients that unsubscribed or were closed use up the budget \
+             (BACKPRESSURE_HIGH_BYTES); clients that do not finish them are cut off"
+        } else {
+            "too much is undelivered (BACKPRESSURE_HIGH_BYTES); see /status/backpressure for the slowest clients"
+        }
+    }
+}
+
+/// Watches as long as the server runs. `holders` is asked when an overload begins.
 pub(super) async fn watch(
     stats: Arc<IngestStats>,
-    audience: Option<Arc<StageStats>>,
     gate: Arc<Gate>,
+    holders: impl Fn() -> Holders,
     limits: Limits,
     clock: Clock,
 ) {
@@ -90,25 +116,16 @@ pub(super) async fn watch(
         };
         match overload.look(now, seen) {
             Some(Change::Begins) => {
-                let waiting_bytes = audience.as_ref().map_or(0, |stats| stats.waiting_bytes.load(Relaxed));
-                let high_bytes = limits.backpressure_high_bytes;
-                let held_bytes = gate.held_bytes();
-                if waiting_bytes > held_bytes as u64 / 2 {
-                    tracing::warn!(
-                        held_bytes,
-                        waiting_bytes,
-                        high_bytes,
-                        "reading from Redis pauses: PostgreSQL says too slowly who may see public statuses, and \
-                         those that wait use up the budget (BACKPRESSURE_HIGH_BYTES)"
-                    );
-                } else {
-                    tracing::warn!(
-                        held_bytes,
-                        high_bytes,
-                        "reading from Redis pauses: too much is undelivered (BACKPRESSURE_HIGH_BYTES); see \
-                         /status/backpressure for the slowest clients"
-                    );
-                }
+                let holders = holders();
+                tracing::warn!(
+                    held_bytes = gate.held_bytes(),
+                    high_bytes = gate.high_bytes(),
+                    log_bytes = holders.log_bytes,
+                    half_written_bytes = holders.half_written_bytes,
+                    audience_bytes = holders.audience_bytes,
+                    "reading from Redis pauses: {}",
+                    holders.cause(),
+                );
             }
             Some(Change::Ends(pauses, paused)) => tracing::info!(
                 pauses,
@@ -126,6 +143,17 @@ mod tests {
 
     fn seen(pauses: u64, paused: u64, is_paused: bool) -> Seen {
         Seen { pauses, paused: Duration::from_millis(paused), is_paused }
+    }
+
+    #[test]
+    fn cause_is_what_holds_most() {
+        let cause = |log_bytes, half_written_bytes, audience_bytes| {
+            Holders { log_bytes, half_written_bytes, audience_bytes }.cause()
+        };
+        assert!(cause(0, 0, 0).contains("undelivered"));
+        assert!(cause(9, 8, 8).contains("undelivered"));
+        assert!(cause(8, 9, 8).contains("half-written frames"));
+        assert!(cause(8, 8, 9).contains("PostgreSQL"));
     }
 
     #[test]

@@ -92,6 +92,7 @@ impl crate::status::Sources for Sources {
         GateStats {
             held_bytes: self.gate.held_bytes() as u64,
             high_bytes: self.gate.high_bytes() as u64,
+            evict_bytes: self.gate.evict_bytes() as u64,
             low_bytes: self.gate.low_bytes() as u64,
             closed: self.gate.is_closed(),
             closed_for_ms: (since > 0).then(|| (now.as_micros() as u64).saturating_sub(since) / 1000),

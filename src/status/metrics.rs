@@ -173,6 +173,8 @@ fn redis(out: &mut Text, snapshot: &Snapshot) {
     out.gauge("tidegate_presence_failing_seconds", help, failing);
     out.gauge("tidegate_backlog_bytes", "Bytes of undelivered messages", gate.held_bytes);
     out.gauge("tidegate_backlog_high_bytes", "The budget: reading pauses over it", gate.high_bytes);
+    let help = "Stalled clients are closed over this";
+    out.gauge("tidegate_backlog_evict_bytes", help, gate.evict_bytes);
     out.gauge("tidegate_backlog_low_bytes", "Reading goes on at this", gate.low_bytes);
     out.gauge("tidegate_gate_closed", "Whether reading is paused", u8::from(gate.closed));
     out.counter("tidegate_gate_closes_total", "How often reading was paused", gate.closes);
@@ -221,13 +223,19 @@ fn stages(out: &mut Text, snapshot: &Snapshot) {
 
 fn reactors(out: &mut Text, snapshot: &Snapshot) {
     type Value = fn(&crate::status::snapshot::Reactor) -> u64;
-    let families: [(&str, &str, &str, Value); 5] = [
+    let families: [(&str, &str, &str, Value); 6] = [
         ("tidegate_reactor_clients", "gauge", "Clients of a reactor", |reactor| reactor.clients),
         ("tidegate_reactor_pending", "gauge", "Messages that wait in it", |reactor| reactor.pending),
         ("tidegate_reactor_log_bytes", "gauge", "Bytes of the messages in its log", |reactor| {
             reactor.log_bytes
         }),
         ("tidegate_reactor_log_entries", "gauge", "Messages in its log", |reactor| reactor.log_entries),
+        (
+            "tidegate_reactor_half_written_bytes",
+            "gauge",
+            "Bytes of given-up messages that are held until a half-written frame is finished",
+            |reactor| reactor.half_written_bytes,
+        ),
         ("tidegate_reactor_turns_total", "counter", "Turns of its loop", |reactor| reactor.turns),
     ];
     for (name, kind, help, value) in families {

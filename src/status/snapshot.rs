@@ -129,6 +129,8 @@ pub struct GateStats {
     pub held_bytes: u64,
     /// The budget.
     pub high_bytes: u64,
+    /// The mark over which stalled clients are closed.
+    pub evict_bytes: u64,
     /// The mark at which reading goes on.
     pub low_bytes: u64,
     /// Whether reading is paused.
@@ -332,6 +334,7 @@ pub struct Reactor {
     pub pending: u64,
     pub log_bytes: u64,
     pub log_entries: u64,
+    pub half_written_bytes: u64,
     pub lagging: u64,
     pub ready: u64,
     pub turns: u64,
@@ -472,6 +475,7 @@ impl Snapshot {
             pending: read(&counters.pending),
             log_bytes: read(&counters.log_bytes),
             log_entries: read(&counters.log_entries),
+            half_written_bytes: read(&counters.half_written_bytes),
             lagging: read(&counters.lagging),
             ready: read(&counters.ready),
             turns: read(&counters.turns),

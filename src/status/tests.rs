@@ -168,6 +168,7 @@ impl Sources for Fake {
         GateStats {
             held_bytes: 12 << 20,
             high_bytes: 16 << 20,
+            evict_bytes: 12 << 20,
             low_bytes: 8 << 20,
             closed: true,
             closed_for_ms: Some(1234),

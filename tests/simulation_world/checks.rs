@@ -6,7 +6,7 @@ use std::time::Duration;
 use tidegate::core::relay::Relay;
 
 use super::client::Pipe;
-use super::{HIGH_BYTES, MESSAGE_BYTES_MAX, World};
+use super::{GRACE, HIGH_BYTES, MESSAGE_BYTES_MAX, PAUSE_SLACK, World};
 
 impl World {
     /// Reads what the sockets took and compares it with what was expected.
@@ -26,6 +26,10 @@ impl World {
         // A message and all of its frames may be over the mark, and what was read before the gate was asked.
         let bound = 3 * (HIGH_BYTES + MESSAGE_BYTES_MAX);
         assert!(self.gate.held_bytes() <= bound, "{} bytes are held", self.gate.held_bytes());
+        // No pause is longer than the grace: whoever holds the bytes can be closed for it.
+        self.paused_since = self.gate.is_closed().then(|| self.paused_since.unwrap_or(self.now));
+        let paused_for = self.paused_since.map_or(Duration::ZERO, |since| self.now - since);
+        assert!(paused_for <= GRACE + PAUSE_SLACK, "reading has paused for {paused_for:?}: {:?}", self.gate);
     }
 
     /// Fair weather until everything has arrived: whoever is still open must have got all of it.

@@ -1,9 +1,10 @@
 //! A client's side: a socket of random appetite, and the model of what has to come out of it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::rc::Rc;
+use std::time::Duration;
 
 use tidegate::core::client::Socket;
 use tidegate::core::event::Transport;
@@ -16,8 +17,20 @@ use super::name_of;
 /// The response head that every client is given.
 pub const HEAD: &[u8] = b"HEAD\n";
 
+/// What all sockets know of the world.
+#[derive(Clone, Debug, Default)]
+pub struct Weather {
+    /// The time of the turn.
+    pub now: Rc<Cell<Duration>>,
+    /// The relay finds out who is stalled, or runs its timers: it may write to full sockets.
+    pub probing: Rc<Cell<bool>>,
+}
+
 #[derive(Debug, Default)]
 struct PipeState {
+    weather: Weather,
+    /// When it last took a byte.
+    taken_at: Duration,
     /// Bytes that the socket takes before it is full; refilled when the client reads.
     room: usize,
     appetite: usize,
@@ -40,8 +53,16 @@ struct PipeState {
 pub struct Pipe(Rc<RefCell<PipeState>>);
 
 impl Pipe {
-    pub fn new(appetite: usize) -> Pipe {
-        Pipe(Rc::new(RefCell::new(PipeState { room: appetite, appetite, ..PipeState::default() })))
+    pub fn new(appetite: usize, weather: &Weather) -> Pipe {
+        let (weather, taken_at) = (weather.clone(), weather.now.get());
+        let state = PipeState { room: appetite, appetite, weather, taken_at, ..PipeState::default() };
+        Pipe(Rc::new(RefCell::new(state)))
+    }
+
+    /// How long it has taken no byte.
+    pub fn taken_nothing_for(&self) -> Duration {
+        let pipe = self.0.borrow();
+        pipe.weather.now.get().saturating_sub(pipe.taken_at)
     }
 
     /// The client sends a text message, masked with zeros.
@@ -127,7 +148,8 @@ impl Socket for SimSocket {
     fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         let mut pipe = self.pipe.0.borrow_mut();
         assert!(!pipe.finished, "written after the end");
-        assert!(!pipe.full, "written while full: one write per turn, none while blocked");
+        let probing = pipe.weather.probing.get();
+        assert!(!pipe.full || probing, "written while full: one write per turn, none while blocked");
         if pipe.left && pipe.room.is_multiple_of(3) {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
@@ -138,6 +160,9 @@ impl Socket for SimSocket {
             pipe.taken.push(*byte);
         }
         pipe.room -= taken;
+        if taken > 0 {
+            pipe.taken_at = pipe.weather.now.get();
+        }
         if taken < offered {
             pipe.full = true;
             pipe.stalled = true;
@@ -207,6 +232,8 @@ pub struct Model {
     begun: Vec<Expected>,
     /// Bytes taken by the socket that were compared.
     read: usize,
+    /// When it last took the end of a frame.
+    progress_at: Duration,
     open: bool,
     gone: bool,
 }
@@ -224,6 +251,7 @@ impl Model {
             expected: VecDeque::new(),
             begun: Vec::new(),
             read: 0,
+            progress_at: Duration::ZERO,
             open: true,
             gone: false,
         }
@@ -237,8 +265,17 @@ impl Model {
         self.open && self.index.is_some() && !self.pipe.has_left()
     }
 
+    pub fn streams(&self) -> impl Iterator<Item = &Stream> {
+        self.streams.iter().map(|registered| &registered.stream)
+    }
+
     pub fn is_gone(&self) -> bool {
         self.gone
+    }
+
+    /// How long it has taken no whole message.
+    pub fn finished_nothing_for(&self) -> Duration {
+        self.pipe.0.borrow().weather.now.get().saturating_sub(self.progress_at)
     }
 
     pub fn owes_nothing(&self) -> bool {
@@ -400,6 +437,7 @@ impl Model {
             }
             self.read += used;
             if let Some(text) = message {
+                self.progress_at = pipe.weather.now.get();
                 self.came(&text);
             }
         }

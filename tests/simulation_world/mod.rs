@@ -22,7 +22,7 @@ use tidegate::core::subscriptions::Subscriptions;
 use tidegate::limits::Limits;
 use tidegate::proto::ring::Ring;
 
-use client::{Model, Published, SimSocket};
+use client::{Model, Published, SimSocket, Weather};
 use redis::ModelRedis;
 
 /// Small numbers with a seed (splitmix64).
@@ -64,6 +64,10 @@ struct Staged {
 const ACCOUNTS: u64 = 6;
 const HIGH_BYTES: usize = 48 << 10;
 const MESSAGE_BYTES_MAX: usize = 24 << 10;
+/// `SLOW_CLIENT_GRACE`.
+const GRACE: Duration = Duration::from_secs(5);
+/// A step that takes long, and some in which it is not the turn of a reactor that has something to do.
+const PAUSE_SLACK: Duration = Duration::from_secs(6);
 
 pub struct World {
     random: Random,
@@ -73,6 +77,7 @@ pub struct World {
     copies: Copies,
     gate_opened: Arc<AtomicBool>,
     paused_since: Option<Duration>,
+    weather: Weather,
     redis: ModelRedis,
     connected: bool,
     ring: Ring,
@@ -104,6 +109,7 @@ impl World {
             backpressure_high_bytes: HIGH_BYTES,
             message_bytes_max: MESSAGE_BYTES_MAX,
             reactors,
+            slow_client_grace: GRACE,
             ..Limits::default()
         };
         let gate_opened = Arc::new(AtomicBool::new(false));
@@ -129,6 +135,7 @@ impl World {
             copies: Copies::default(),
             gate_opened,
             paused_since: None,
+            weather: Weather::default(),
             redis: ModelRedis::default(),
             connected: true,
             subscriptions,
@@ -181,6 +188,7 @@ impl World {
             10 if self.random.once_in(20) => self.lose_redis(),
             11 if self.random.once_in(12) => self.kill(),
             12 | 15 | 16 => self.change_appetite(),
+            17 | 18 => self.give_up_half_written(),
             13 => self.now += Duration::from_millis(self.random.below(3000)),
             _ => {}
         }
@@ -259,16 +267,29 @@ impl World {
     fn client_unsubscribes(&mut self) {
         let stream = self.stream();
         if let Some(model) = self.some_open_websocket() {
-            let mut json = format!(r#"{{"type":"unsubscribe","stream":"{}""#, stream.kind.name());
-            if let Param::List(list) = stream.param {
-                json.push_str(&format!(r#","list":"{list}""#));
-            }
-            json.push('}');
-            self.say(|| format!("client {model} sends {json}"));
-            let model = self.models.get_mut(&model).expect("it is open");
-            model.may_end(&stream);
-            model.pipe().say(&json);
+            self.unsubscribe(model, &stream);
         }
+    }
+
+    fn unsubscribe(&mut self, model: u64, stream: &Stream) {
+        let mut json = format!(r#"{{"type":"unsubscribe","stream":"{}""#, stream.kind.name());
+        if let Param::List(list) = stream.param {
+            json.push_str(&format!(r#","list":"{list}""#));
+        }
+        json.push('}');
+        self.say(|| format!("client {model} sends {json}"));
+        let model = self.models.get_mut(&model).expect("it is open");
+        model.may_end(stream);
+        model.pipe().say(&json);
+    }
+
+    /// A client stops reading, most likely in the middle of a frame, and unsubscribes from everything.
+    fn give_up_half_written(&mut self) {
+        let Some(model) = self.some_open_websocket() else { return };
+        self.say(|| format!("client {model} takes nothing and gives up its streams"));
+        self.models[&model].pipe().appetite(0);
+        let streams: Vec<Stream> = self.models[&model].streams().cloned().collect();
+        streams.iter().for_each(|stream| self.unsubscribe(model, stream));
     }
 
     fn client_leaves(&mut self) {

@@ -13,7 +13,7 @@ use tidegate::core::stream::{Channel, Stream};
 use tidegate::proto::ring::{Frame, Payload};
 
 use super::client::{self, Model, Pipe, SimSocket};
-use super::{ACCOUNTS, Errand, Staged, World};
+use super::{ACCOUNTS, Errand, GRACE, HIGH_BYTES, Staged, World};
 
 impl World {
     /// Commands go out, Redis executes what it got, presence keys are set.
@@ -243,7 +243,9 @@ impl World {
             Errand::Arrive { viewer, transport, stream } => {
                 let key = self.next_model;
                 self.next_model += 1;
-                let pipe = Pipe::new(if self.random.once_in(3) { 2000 } else { usize::MAX });
+                self.weather.now.set(self.now);
+                let appetite = if self.random.once_in(3) { 2000 } else { usize::MAX };
+                let pipe = Pipe::new(appetite, &self.weather);
                 let mut model = Model::new(transport, viewer, pipe.clone(), reactor);
                 if let Some(stream) = &stream {
                     model.register(stream.clone());
@@ -277,6 +279,7 @@ impl World {
     /// One turn of a reactor's loop, as the driver does it.
     pub(super) fn turn(&mut self, reactor: usize) {
         let now = self.now;
+        self.weather.now.set(now);
         let count = self.random.below(8) as usize;
         for _ in 0..count {
             let Some(delivery) = self.inboxes[reactor].pop_front() else { break };
@@ -312,7 +315,9 @@ impl World {
         }
         self.relays[reactor].read_on(&mut [0; 300], now);
         self.sync(reactor);
+        self.weather.probing.set(true);
         self.relays[reactor].tick(now);
+        self.weather.probing.set(false);
         self.sync(reactor);
         // Writing takes time: each write sees a later clock than the turn began with.
         let mut clock = now;
@@ -321,22 +326,47 @@ impl World {
             clock
         });
         self.sync(reactor);
-        let closed = self.gate.is_closed();
-        if !closed {
-            self.paused_since = None;
-        }
-        let paused_for = if closed { now - *self.paused_since.get_or_insert(now) } else { Duration::ZERO };
-        let pressure = Pressure {
-            over: closed || self.gate.is_over(),
-            paused_for,
-            headroom_half_used: closed && self.random.once_in(30),
-            by_audience: false,
-        };
-        self.relays[reactor].relieve(pressure, now);
+        self.relieve(reactor);
         self.relays[reactor].publish_gauges();
         self.sync(reactor);
         self.take_effects(reactor);
         self.read_all();
+    }
+
+    /// Has the relay close slow clients. Each of those must have earned it.
+    fn relieve(&mut self, reactor: usize) {
+        let closed = self.gate.is_closed();
+        let paused_for =
+            self.paused_since.filter(|_| closed).map_or(Duration::ZERO, |since| self.now - since);
+        let headroom_half_used = closed && self.random.once_in(30);
+        let pressure = Pressure { paused_for, headroom_half_used, ..Pressure::default() };
+        let pause_ends = pressure.headroom_half_used || paused_for >= GRACE;
+        let held = self.gate.held_bytes();
+        self.read_all();
+        let is_here = |model: &&Model| usize::from(model.reactor) == reactor && model.is_open();
+        let open: Vec<u64> =
+            self.models.iter().filter(|(_, model)| is_here(model)).map(|(key, _)| *key).collect();
+        self.weather.probing.set(true);
+        self.relays[reactor].relieve(&self.gate, pressure, self.now);
+        self.weather.probing.set(false);
+        self.read_all();
+        self.sync(reactor);
+        for key in open {
+            let Some(model) = self.models.get(&key).filter(|model| !model.is_open()) else { continue };
+            if model.pipe().has_left() {
+                continue;
+            }
+            let stalled = model.pipe().taken_nothing_for() >= Duration::from_secs(1);
+            let unfinished = model.finished_nothing_for() >= GRACE;
+            assert!(
+                held > HIGH_BYTES / 2,
+                "client {key} is closed for room, and there is room: {held} bytes"
+            );
+            assert!(
+                stalled || unfinished || pause_ends,
+                "client {key} is closed for room, and it takes bytes: {model:?}"
+            );
+        }
     }
 
     /// What the relay now says of its clients: the models note streams that came and went.

@@ -10,14 +10,15 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 
-use super::output::Gathered;
+use super::output::{Gathered, Owed};
 use super::timers::{Timer, is_meant, timer_key};
 use super::{Ended, Relay, Socket, wire};
-use crate::core::client::{Flags, Phase};
+use crate::core::client::{Flags, HalfWritten, Phase};
 use crate::core::counters::{CloseReason, add, sub};
 use crate::core::handover::ClientId;
 use crate::core::slack::Slack;
 use crate::core::stream::Channel;
+use crate::core::table::SubIndex;
 use crate::limits::LINGER;
 
 impl<S: Socket> Relay<S> {
@@ -62,19 +63,23 @@ impl<S: Socket> Relay<S> {
         client.phase = Phase::Lingering;
         client.tidy();
         client.socket.finish();
-        let deadline = timer_key(Timer::CloseDeadline, index, client.generation);
+        // Not the key of the close's deadline, which comes first and would end the wait.
+        let deadline = timer_key(Timer::LingerDeadline, index, client.generation);
         self.wheel.insert(now + LINGER, deadline);
     }
 
-    pub(super) fn close_deadline(&mut self, index: u32) {
+    /// The socket did not take the last bytes in time, or its client holds events that others need the room of.
+    pub(super) fn cut(&mut self, index: u32) {
         let Some(client) = self.clients.get_mut(index as usize) else { return };
-        match client.phase {
-            Phase::Closing => {
-                client.socket.reset();
-                self.drop_client(index);
-            }
-            Phase::Lingering => self.drop_client(index),
-            Phase::Open | Phase::Gapped => {}
+        if client.phase == Phase::Closing {
+            client.socket.reset();
+            self.drop_client(index);
+        }
+    }
+
+    pub(super) fn linger_deadline(&mut self, index: u32) {
+        if self.clients.get(index as usize).is_some_and(|client| client.phase == Phase::Lingering) {
+            self.drop_client(index);
         }
     }
 
@@ -129,10 +134,16 @@ impl<S: Socket> Relay<S> {
         if !self.expiries.is_empty() {
             self.expiries.remove(&index);
         }
-        if client.extra.as_ref().is_some_and(|extra| extra.finishing.is_some()) {
-            // A frame that was to be finished never was.
-            sub(&self.counters.pending, 1);
-            self.counters.messages_closed(CloseReason::SocketError, 1);
+        if let Some(extra) = client.extra {
+            if let Some(lag) = &extra.lag {
+                self.take_off_list(lag.listed_at);
+            }
+            if let Some(frame) = &extra.half_written {
+                // A frame that was to be finished never was.
+                self.half_written_bytes -= frame.event.payload().len() as u64;
+                sub(&self.counters.pending, 1);
+                self.counters.messages_closed(CloseReason::SocketError, 1);
+            }
         }
         if self.removals.is_walk_due(self.clients.len()) {
             self.give_back();
@@ -157,51 +168,56 @@ impl<S: Socket> Relay<S> {
     /// Gives up what a connection is still owed. A frame that is half written will be finished if the socket
     /// lets it: its rest moves in front of everything else.
     fn abandon(&mut self, index: u32, reason: CloseReason) {
-        let given_up = self.give_up(index, |_| true);
-        sub(&self.counters.pending, given_up);
+        let Some(client) = self.clients.get(index as usize) else { return };
+        if client.owed == 0 {
+            return;
+        }
+        let owed: Vec<Owed> = Gathered::new(client, &self.log).collect();
+        debug_assert_eq!(owed.len(), client.owed as usize);
+        let given_up = self.give_up(index, &owed);
         self.counters.messages_closed(reason, given_up);
     }
 
-    /// Gives up what one subscription is still owed.
-    pub(super) fn abandon_subscription(&mut self, index: u32, subscription: u16) {
-        let given_up = self.give_up(index, |sub| sub == subscription);
-        sub(&self.counters.pending, given_up);
+    /// Gives up what one subscription is still owed. The work is that subscription's messages.
+    pub(super) fn abandon_subscription(&mut self, index: u32, subscription: SubIndex) {
+        let Some(client) = self.clients.get(index as usize) else { return };
+        if client.owed == 0 {
+            return;
+        }
+        let owed: Vec<Owed> = Gathered::of_subscription(client, &self.log, subscription).collect();
+        let given_up = self.give_up(index, &owed);
         add(&self.counters.unsubscribed, given_up);
     }
 
-    /// Settles every message owed by the chosen subscriptions without delivering it; returns how many,
-    /// without a half-written one, which is finished.
-    fn give_up(&mut self, index: u32, chosen: impl Fn(u16) -> bool) -> u64 {
-        let Some(client) = self.clients.get(index as usize) else { return 0 };
-        if client.owed == 0 {
-            return 0;
-        }
-        let owed: Vec<_> = Gathered::new(client, &self.log).collect();
-        debug_assert_eq!(owed.len(), client.owed as usize);
-        let half_written = client.offset > 0;
+    /// Settles these messages without delivering them; returns how many, without a half-written one, which is
+    /// finished.
+    fn give_up(&mut self, index: u32, owed: &[Owed]) -> u64 {
         let mut given_up = 0;
-        for (number, at) in owed.iter().enumerate() {
-            if !chosen(at.sub) {
-                continue;
+        for at in owed {
+            let Some(client) = self.clients.get_mut(index as usize) else { break };
+            let half_written = client.offset > 0 && (at.place, at.sub) == (client.place, client.sub_at);
+            client.owed -= 1;
+            if let Some(lag) = client.lag_mut() {
+                lag.bytes -= u64::from(at.bytes);
             }
-            if number == 0 && half_written {
+            if half_written {
                 self.finish_apart(index, at);
             } else {
                 given_up += 1;
             }
             self.log.settle(at.queue, at.place);
-            if let Some(client) = self.clients.get_mut(index as usize) {
-                client.owed -= 1;
-            }
         }
-        for at in &owed {
+        for at in owed {
             self.log.sweep(at.queue);
         }
+        sub(&self.counters.pending, given_up);
+        self.note_oldest(index);
+        self.unlist_if_idle(index);
         given_up
     }
 
     /// Takes the rest of the half-written frame out of the log into the client's own bytes.
-    fn finish_apart(&mut self, index: u32, at: &super::output::Owed) {
+    fn finish_apart(&mut self, index: u32, at: &Owed) {
         let Some((event, frame)) = self.frame_at(index, at) else { return };
         let Some(client) = self.clients.get_mut(index as usize) else { return };
         let mut skip = std::mem::take(&mut client.offset) as usize;
@@ -219,7 +235,8 @@ impl<S: Socket> Relay<S> {
         for part in rest.into_iter().rev() {
             extra.out.push_front(part);
         }
-        extra.finishing = Some((event, left));
+        self.half_written_bytes += event.payload().len() as u64;
+        extra.half_written = Some(HalfWritten { event, place: at.place, left });
     }
 
     /// Redis was lost: everyone here may miss something from now on, and gets nothing more but the close.

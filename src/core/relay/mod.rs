@@ -17,6 +17,7 @@
 //! number of clients whose place is at or before it and who get it.
 
 mod closing;
+mod lagging;
 mod membership;
 mod output;
 mod session;
@@ -127,8 +128,11 @@ pub struct Relay<S> {
     ready: Vec<u32>,
     /// Clients whose socket may have more to read.
     read_more: Vec<u32>,
-    /// Clients whose socket was full when last seen; some may have caught up since.
+    /// Clients whose socket is full, or was and they have output yet.
     lagging: Vec<u32>,
+    /// Payload bytes of events that are held for half-written frames of given-up messages.
+    half_written_bytes: u64,
+    looks: slow::Looks,
     /// What the door counts the clients of an address by, where those are limited.
     addresses: HashMap<u32, Arc<()>>,
     /// When the tokens of clients expire, of those that do.
@@ -174,6 +178,8 @@ impl<S: Socket> Relay<S> {
             ready: Vec::new(),
             read_more: Vec::new(),
             lagging: Vec::new(),
+            half_written_bytes: 0,
+            looks: slow::Looks::default(),
             addresses: HashMap::new(),
             expiries: HashMap::new(),
             talkers: Talkers::default(),
@@ -224,7 +230,14 @@ impl<S: Socket> Relay<S> {
                 return;
             }
             delivered_to += 1;
-            if client.owed == 0 {
+            let begins = client.owed == 0;
+            if let Some(lag) = client.lag_mut() {
+                lag.bytes += event.payload().len() as u64;
+                if begins {
+                    lag.oldest_ms = millis(event.position().read_at);
+                }
+            }
+            if begins {
                 client.place = place;
                 client.sub_at = 0;
                 // Who reads nothing gains no time by giving up what it is owed and asking for it again.
@@ -368,7 +381,9 @@ impl<S: Socket> Relay<S> {
     pub fn writable(&mut self, index: u32) {
         if let Some(client) = self.clients.get_mut(index as usize) {
             client.flags.clear(Flags::BLOCKED);
-            if client.has_output() && client.flags.set(Flags::DIRTY) {
+            if !client.has_output() {
+                self.unlist_if_idle(index);
+            } else if client.flags.set(Flags::DIRTY) {
                 self.dirty.push(index);
             }
         }
@@ -420,6 +435,7 @@ impl<S: Socket> Relay<S> {
 
     /// How long the driver may sleep when nothing comes: not at all while somebody ran out of budget.
     pub fn sleep(&self, now: Duration, longest: Duration) -> Duration {
+        let longest = self.looks.next_at().map_or(longest, |at| longest.min(at.saturating_sub(now)));
         if self.dirty.is_empty() && self.answers.is_empty() && self.read_more.is_empty() {
             self.wheel.sleep(now, longest)
         } else {

@@ -5,6 +5,7 @@
 //! shared bytes; the pieces of one write are at most [`TURN_PIECES_MAX`] and [`TURN_BYTES_MAX`].
 
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::{Relay, Socket, TURN_BYTES_MAX, TURN_PIECES_MAX, millis};
-use crate::core::client::{Client, Flags, Phase};
+use crate::core::client::{Client, Flags, HalfWritten, Phase};
 use crate::core::counters::{CloseReason, add, sub, transport_index};
 use crate::core::event::{Event, FRAME_PARTS, Frame, Verdict};
 use crate::core::log::{Entry, Log, Place, QueueIndex};
@@ -33,12 +34,22 @@ enum Piece {
     Message { at: Owed, read_at: Duration, frame: Frame },
 }
 
-/// A message that a client is owed: where it stands, and by which subscription.
+impl Piece {
+    fn read_at(&self) -> Option<Duration> {
+        match self {
+            Piece::Out(_) => None,
+            Piece::Message { read_at, .. } => Some(*read_at),
+        }
+    }
+}
+
+/// A message that a client is owed: where it stands, by which subscription, and the length of its payload.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct Owed {
     pub place: Place,
     pub sub: SubIndex,
     pub queue: QueueIndex,
+    pub bytes: u32,
 }
 
 /// The messages a client is owed, in order.
@@ -51,15 +62,25 @@ pub(super) struct Gathered<'a, S> {
 
 impl<'a, S> Gathered<'a, S> {
     pub fn new(client: &'a Client<S>, log: &'a Log) -> Gathered<'a, S> {
+        Gathered::of(client, log, 0..client.subs.len())
+    }
+
+    /// Only what one subscription is owed; the others' messages are not looked at.
+    pub fn of_subscription(client: &'a Client<S>, log: &'a Log, sub: SubIndex) -> Gathered<'a, S> {
+        let sub = usize::from(sub);
+        Gathered::of(client, log, sub..sub + 1)
+    }
+
+    fn of(client: &'a Client<S>, log: &'a Log, subs: Range<usize>) -> Gathered<'a, S> {
         let mut next = SmallVec::new();
-        for (sub, subscription) in client.subs.iter().enumerate() {
+        for (sub, subscription) in client.subs.iter().enumerate().take(subs.end).skip(subs.start) {
             let sub = sub as SubIndex;
             let from = if sub < client.sub_at { client.place + 1 } else { client.place };
             for channel in &subscription.channels(client.account, client.scopes) {
                 if let Some(queue) = log.queue(channel)
-                    && let Some(place) = first_owed(client, log, queue, sub, from)
+                    && let Some(owed) = first_owed(client, log, queue, sub, from)
                 {
-                    next.push(Owed { place, sub, queue });
+                    next.push(owed);
                 }
             }
         }
@@ -73,7 +94,7 @@ impl<S> Iterator for Gathered<'_, S> {
     fn next(&mut self) -> Option<Owed> {
         let (index, owed) = self.next.iter().copied().enumerate().min_by_key(|(_, owed)| *owed)?;
         match first_owed(self.client, self.log, owed.queue, owed.sub, owed.place + 1) {
-            Some(place) => self.next[index].place = place,
+            Some(next) => self.next[index] = next,
             None => {
                 self.next.swap_remove(index);
             }
@@ -82,15 +103,16 @@ impl<S> Iterator for Gathered<'_, S> {
     }
 }
 
-/// The place of the first message from `from` on that this subscription is owed.
+/// The first message from `from` on that this subscription is owed.
 fn first_owed<S>(
     client: &Client<S>,
     log: &Log,
     queue: QueueIndex,
     sub: SubIndex,
     from: Place,
-) -> Option<Place> {
-    log.entries_from(queue, from).find(|entry| outcome(client, entry, sub).is_some()).map(|entry| entry.place)
+) -> Option<Owed> {
+    let entry = log.entries_from(queue, from).find(|entry| outcome(client, entry, sub).is_some())?;
+    Some(Owed { place: entry.place, sub, queue, bytes: entry.bytes })
 }
 
 /// How this subscription gets the message: with which filter outcome; none if it does not get it. The same
@@ -172,13 +194,14 @@ impl<S: Socket> Relay<S> {
                 add(&self.counters.write_bytes, taken as u64);
                 self.settle(index, pieces, taken, now);
                 if taken < offered {
-                    self.blocked(index);
+                    self.blocked(index, now);
                 } else if self.clients.get(index as usize).is_some_and(Client::has_output) {
                     self.ready.push(index);
                 }
+                self.unlist_if_idle(index);
                 self.written(index, now);
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.blocked(index),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.blocked(index, now),
             Err(_) => self.remove(index, CloseReason::SocketError),
         }
     }
@@ -193,29 +216,33 @@ impl<S: Socket> Relay<S> {
         Some((Arc::clone(event), frame))
     }
 
-    fn blocked(&mut self, index: u32) {
+    fn blocked(&mut self, index: u32, now: Duration) {
         let Some(client) = self.clients.get_mut(index as usize) else { return };
         client.flags.set(Flags::BLOCKED);
         add(&self.counters.would_block, 1);
-        if client.flags.set(Flags::LISTED) {
-            self.lagging.push(index);
-        }
+        self.list(index, now);
     }
 
     /// Accounts for the bytes that the socket took, piece by piece.
     fn settle(&mut self, index: u32, pieces: &[Piece], mut taken: usize, now: Duration) {
         let Some(client) = self.clients.get_mut(index as usize) else { return };
         let mut delivered = 0;
-        for piece in pieces {
-            if taken == 0 {
-                break;
-            }
+        if taken > 0
+            && let Some(lag) = client.lag_mut()
+        {
+            lag.taken_ms = millis(now);
+        }
+        let mut pieces = pieces.iter().peekable();
+        while taken > 0
+            && let Some(piece) = pieces.peek()
+        {
             match piece {
                 Piece::Out(bytes) => {
                     let part = taken.min(bytes.len());
                     taken -= part;
-                    if client.took_out(part) {
+                    if let Some(whole) = client.took_out(part) {
                         delivered += 1;
+                        self.half_written_bytes -= whole.event.payload().len() as u64;
                         add(&self.counters.delivered[transport_index(client.transport)], 1);
                     }
                 }
@@ -234,12 +261,21 @@ impl<S: Socket> Relay<S> {
                     client.sub_at = at.sub + 1;
                     client.owed -= 1;
                     client.progress_ms = millis(now);
+                    if let Some(lag) = client.lag_mut() {
+                        lag.bytes -= u64::from(at.bytes);
+                    }
                     delivered += 1;
                     self.counters.message_delivered(client.transport, now.saturating_sub(*read_at));
                     self.log.settle(at.queue, at.place);
                     self.log.sweep(at.queue);
                 }
             }
+            pieces.next();
+        }
+        if let Some(lag) = client.lag_mut()
+            && let Some(read_at) = pieces.find_map(Piece::read_at)
+        {
+            lag.oldest_ms = millis(read_at);
         }
         client.tidy();
         if delivered > 0 {
@@ -257,28 +293,14 @@ impl<S: Socket> Relay<S> {
 }
 
 impl<S> Client<S> {
-    /// The socket took so many bytes of `out`. Returns whether that finished a frame whose entry was given
-    /// up while it was half written.
-    fn took_out(&mut self, mut taken: usize) -> bool {
-        let Some(extra) = self.extra.as_mut() else { return false };
-        let mut finished = false;
-        if let Some((_, left)) = &mut extra.finishing {
-            *left -= taken.min(*left);
-            if *left == 0 {
-                extra.finishing = None;
-                finished = true;
-            }
-        }
-        while taken > 0 {
-            let Some(first) = extra.out.front_mut() else { break };
-            if first.len() > taken {
-                bytes::Buf::advance(first, taken);
-                break;
-            }
-            taken -= first.len();
-            extra.out.pop_front();
-        }
-        finished
+    /// The socket took so many bytes of `out`. Returns the frame that was finished by that, if its entry had been
+    /// given up while it was half written.
+    fn took_out(&mut self, taken: usize) -> Option<HalfWritten> {
+        let extra = self.extra.as_mut()?;
+        extra.out.advance(taken);
+        let frame = extra.half_written.as_mut()?;
+        frame.left -= taken.min(frame.left);
+        if frame.left > 0 { None } else { extra.half_written.take() }
     }
 }
 

@@ -143,11 +143,9 @@ impl<S: Socket> Relay<S> {
         if let Some(extra) = &mut client.extra
             && client.flags.has(Flags::BLOCKED)
             && extra.out.len() > 1
-            && let Some(last) = extra.out.back_mut()
-            && wire::is_pong(last)
+            && extra.out.back().is_some_and(|last| wire::is_pong(last))
         {
-            *last = frame;
-            return;
+            return extra.out.replace_back(frame);
         }
         self.send(index, frame);
     }

@@ -1,4 +1,5 @@
 mod bounds;
+mod slow;
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};

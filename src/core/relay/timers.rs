@@ -18,6 +18,8 @@ pub(super) enum Timer {
     SpreadClose = 3,
     Talkers = 4,
     AwayClose = 5,
+    LingerDeadline = 6,
+    Probe = 7,
 }
 
 const INDEX_BITS: u32 = 29;
@@ -57,6 +59,8 @@ impl<S: Socket> Relay<S> {
         const EXPIRY: u64 = Timer::Expiry as u64;
         const CLOSE_DEADLINE: u64 = Timer::CloseDeadline as u64;
         const SPREAD_CLOSE: u64 = Timer::SpreadClose as u64;
+        const LINGER_DEADLINE: u64 = Timer::LingerDeadline as u64;
+        const PROBE: u64 = Timer::Probe as u64;
         let kind = key >> 61;
         if kind == Timer::AwayClose as u64 {
             return self.away_too_long(now);
@@ -72,7 +76,10 @@ impl<S: Socket> Relay<S> {
         match kind {
             KEEPALIVE => self.keepalive(index, now),
             EXPIRY => self.expiry(index, now),
-            CLOSE_DEADLINE => self.close_deadline(index),
+            CLOSE_DEADLINE => self.cut(index),
+            LINGER_DEADLINE => self.linger_deadline(index),
+            PROBE if client.flags.has(Flags::BLOCKED) => self.probe_socket(index, now),
+            PROBE => {}
             SPREAD_CLOSE => {
                 let reason = match client.phase {
                     Phase::Gapped if self.is_away_too_long(now) => CloseReason::RedisAway,
