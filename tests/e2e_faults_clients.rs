@@ -114,7 +114,13 @@ fn who_falls_silent_is_noticed() {
     if !ours_alone() {
         return;
     }
-    let settings = [("WS_PING_SECONDS", "3"), ("SSE_HEARTBEAT_SECONDS", "0.2"), ("WRITE_STALL_SECONDS", "2")];
+    // With so much room nobody has to be closed for it.
+    let settings = [
+        ("WS_PING_SECONDS", "3"),
+        ("SSE_HEARTBEAT_SECONDS", "0.2"),
+        ("WRITE_STALL_SECONDS", "2"),
+        ("BACKPRESSURE_HIGH_BYTES", "100000000"),
+    ];
     let Some(world) = World::with(&settings) else { return };
     let proxy = Proxy::start(world.server.address());
     let viewer = world.viewer("read");
