@@ -40,6 +40,10 @@ pub const FILTER_WORK_PER_SECOND: usize = 256 << 20;
 /// looked at. They are held and sent with the status: fifty filters that match take two thirds of it.
 pub const FILTER_RESULT_BYTES: usize = 16 * 1024;
 
+/// How often the wall clock is compared with the time at which a client's token expires: a connection outlives its
+/// token by no more after the clock was set or the machine was suspended.
+pub const EXPIRY_CHECK: Duration = Duration::from_secs(60);
+
 /// How long a connection whose close is written waits for its peer's end.
 pub const LINGER: Duration = Duration::from_secs(2);
 

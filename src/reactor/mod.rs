@@ -184,6 +184,7 @@ impl Running {
             }
         }
         self.relay.read_on(&mut self.buffer, now);
+        self.relay.set_started_unix(self.links.clock.start_unix_now());
         self.relay.tick(now);
         self.relay.flush(&mut || self.links.clock.now());
         self.relay.relieve(&self.links.gate, (self.links.pressure)(), now);

@@ -135,7 +135,7 @@ pub struct Relay<S> {
     looks: slow::Looks,
     /// What the door counts the clients of an address by, where those are limited.
     addresses: HashMap<u32, Arc<()>>,
-    /// When the tokens of clients expire, of those that do.
+    /// When the tokens of clients expire, of those that do: in time since 1970.
     expiries: HashMap<u32, Duration>,
     /// Who said something of late.
     talkers: Talkers,
@@ -325,8 +325,7 @@ impl<S: Socket> Relay<S> {
         let interval = self.heartbeat(transport);
         self.wheel.insert(now + interval, timer_key(Timer::Keepalive, index, generation));
         if let Some(expires_at) = expires_at {
-            let due = Duration::from_secs(expires_at).saturating_sub(self.started_unix);
-            self.expiries.insert(index, due);
+            self.expiries.insert(index, Duration::from_secs(expires_at));
             self.await_expiry(index, now);
         }
         self.effects.arrived.push(index);

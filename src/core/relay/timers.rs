@@ -7,6 +7,7 @@ use crate::core::client::{Client, Flags, Phase};
 use crate::core::counters::CloseReason;
 use crate::core::event::Transport;
 use crate::core::lowest::LowestSlab;
+use crate::limits::EXPIRY_CHECK;
 
 /// What a timer is about, in the top bits of its key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -99,21 +100,26 @@ impl<S: Socket> Relay<S> {
         }
     }
 
-    /// Has the client looked at when its token expires, or before: a timer may stay for a while when its client has
-    /// left, so none is for long.
+    /// Sets the wall clock: the time since 1970 at which the clock of all other times here stood at zero. It changes
+    /// when the wall clock is set, and while the machine is suspended.
+    pub fn set_started_unix(&mut self, started_unix: Duration) {
+        self.started_unix = started_unix;
+    }
+
+    /// Has the client looked at when its token expires, or before, since the wall clock may be set meanwhile.
     pub(super) fn await_expiry(&mut self, index: u32, now: Duration) {
-        const AHEAD: Duration = Duration::from_secs(3600);
-        if let Some(due) = self.expiries.get(&index)
+        if let Some(at_unix) = self.expiries.get(&index)
             && let Some(client) = self.clients.get(index as usize)
         {
+            let due = at_unix.saturating_sub(self.started_unix);
             let key = timer_key(Timer::Expiry, index, client.generation);
-            self.wheel.insert((*due).min(now + AHEAD), key);
+            self.wheel.insert(due.min(now + EXPIRY_CHECK), key);
         }
     }
 
     fn expiry(&mut self, index: u32, now: Duration) {
         match self.expiries.get(&index) {
-            Some(due) if *due > now => self.await_expiry(index, now),
+            Some(at_unix) if *at_unix > self.started_unix + now => self.await_expiry(index, now),
             _ => self.close(index, CloseReason::TokenExpired, now),
         }
     }

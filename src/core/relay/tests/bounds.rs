@@ -144,3 +144,34 @@ fn text_of_messages_that_wait_is_bounded_together() {
     let (_, _, closed) = ask_for((0..199).map(|n| format!("{n}{}", "x".repeat(100))), false);
     assert_eq!(closed, None);
 }
+
+#[test]
+fn token_expires_by_the_wall_clock_whatever_happened_to_it() {
+    const START_UNIX: Duration = Duration::from_secs(1_000_000);
+    let (minute, hour) = (Duration::from_secs(60), Duration::from_secs(3600));
+    // How far the wall clock is set forward after ten minutes, or the machine was suspended; and set back.
+    for (forward, back) in
+        [(Duration::ZERO, Duration::ZERO), (hour * 2, Duration::ZERO), (Duration::ZERO, hour)]
+    {
+        let (wire, counters) = (Wire::default(), Arc::<ReactorCounters>::default());
+        let mut relay = Relay::new(0, Limits::default(), START_UNIX, Arc::clone(&counters));
+        let expires_at = START_UNIX + hour * 3;
+        let Delivery::Client(mut client, seq) = newcomer(1, &wire) else { panic!("no client") };
+        client.expires_at = Some(expires_at.as_secs());
+        relay.deliver(Delivery::Client(client, seq), Duration::ZERO);
+        let mut now = Duration::ZERO;
+        loop {
+            now += Duration::from_secs(1);
+            let started = if now < minute * 10 { START_UNIX } else { START_UNIX + forward - back };
+            relay.set_started_unix(started);
+            relay.tick(now);
+            relay.flush(&mut || now);
+            let late = (started + now).saturating_sub(expires_at);
+            if counters.closes[CloseReason::TokenExpired as usize].load(Relaxed) > 0 {
+                assert!(started + now >= expires_at, "{now:?} is early");
+                break;
+            }
+            assert!(late <= minute, "{late:?} late");
+        }
+    }
+}
