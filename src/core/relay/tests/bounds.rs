@@ -104,6 +104,7 @@ fn ask_for(tags: impl Iterator<Item = String>, confirmed: bool) -> (usize, usize
             if confirmed {
                 let new = NewSubscription { channels: stream.channels(1, true), stream, account: 1 };
                 relay.deliver(Delivery::Subscription(id, new, 0), Duration::ZERO);
+                relay.deliver(Delivery::Answer(id, None), Duration::ZERO);
             }
         }
         let Some(client) = relay.clients.get(0) else { break };
