@@ -32,6 +32,7 @@ use crate::core::report::{Probe, ReactorReport, Wanted};
 #[cfg(feature = "stub_status")]
 pub use live::Live;
 #[doc(hidden)]
+#[cfg(feature = "stub_status")]
 pub use pages::{Form, chosen_form};
 pub use process::{Process, ProcessStats};
 pub use snapshot::{Snapshot, Sources};
