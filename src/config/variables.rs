@@ -171,9 +171,9 @@ variables! {
         STATUS_PUBLIC = "false", "Whether anyone may see the status pages: true or false. Otherwise the main port shows them to direct local requests only.";
     }
     Delivery {
-        BACKPRESSURE_HIGH_BYTES = "16MiB", "Undelivered messages of all clients together. Over it reading from Redis pauses; at half of it, it goes on. Default: less where the process may use less than 80 MiB. Sizes may end in KiB, MiB or GiB.";
+        BACKPRESSURE_HIGH_BYTES = "16MiB", "Undelivered messages of all clients together. Over it reading from Redis pauses; at half of it, it goes on. Over three quarters of it, clients that take nothing for a second are closed. Default: less where the process may use less than 80 MiB. Sizes may end in KiB, MiB or GiB.";
         MAX_MESSAGE_BYTES = "8MiB", "A longer message is skipped; the clients of its channel are closed and told.";
-        SLOW_CLIENT_GRACE = "5", "Seconds that a client may hold old messages back without finishing one, and that any pause may last.";
+        SLOW_CLIENT_GRACE = "5", "Seconds that a client may hold old messages back without finishing one while three quarters of the budget are used up, and that any pause may last.";
         DOOR_TIMEOUT = "10", "Seconds that a newcomer or a subscription waits for Redis and PostgreSQL. An attempt to connect takes at most a quarter of them, an answer a third, so that a retry fits in.";
         GAP_CLOSE_SPREAD = "10", "Seconds over which clients are closed after messages may have been missed.";
         REDIS_AWAY_CLOSE = "30", "Seconds after which clients are closed when Redis stays away.";
