@@ -41,8 +41,8 @@ impl Clock {
         self.start_unix
     }
 
-    /// The start as the wall clock has it now. It differs from [`start_unix`](Self::start_unix) after the wall clock was
-    /// set, and after the machine was suspended, which this clock does not count.
+    /// The start as the wall clock has it now. It differs from [`start_unix`](Self::start_unix) after the wall
+    /// clock was set, and after the machine was suspended, which this clock does not count.
     pub fn start_unix_now(&self) -> Duration {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         unix.saturating_sub(self.now())

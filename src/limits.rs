@@ -256,8 +256,8 @@ const PERIODIC_OFF: Duration = Duration::from_secs(3600);
 
 /// Bytes of tags and of their spellings that one client may hold, for each subscription that it may have
 /// (`MAX_SUBSCRIPTIONS`), on average: 25 KiB by default. Without it two hundred tags of `MAX_PARAM_BYTES`, each as
-/// normalised and as JSON of up to six times its length, would be 750 KiB. One tag is always allowed. Messages that wait
-/// for an earlier one may hold as much for each of `SUBSCRIBE_BURST`.
+/// normalised and as JSON of up to six times its length, would be 750 KiB. One tag is always allowed. Messages that
+/// wait for an earlier one may hold as much for each of `SUBSCRIBE_BURST`.
 pub const SUBSCRIPTION_TEXT_BYTES: usize = 128;
 
 /// Bounds and intervals that can be set.

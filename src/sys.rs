@@ -85,9 +85,10 @@ pub fn give_memory_back() {
     }
 }
 
-/// A thread that frees what another one allocated: what came with clients that come and go. Its cache of small free blocks (tcache)
-/// holds up to seven of each size, which after a rush lie all over the other's heap and keep a page each: measured
-/// 50 pages a thread. It gives them back when the rush is over; [`give_memory_back`] then finds the pages free.
+/// A thread that frees what another one allocated: what came with clients that come and go. Its cache of small free
+/// blocks (tcache) holds up to seven of each size, which after a rush lie all over the other's heap and keep a page
+/// each: measured 50 pages a thread. It gives them back when the rush is over; [`give_memory_back`] then finds the
+/// pages free.
 ///
 /// Times are of one clock; the caller tells what time it is.
 #[derive(Debug)]

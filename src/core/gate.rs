@@ -22,9 +22,9 @@
 //! - a frame is kept only while all that is held with it stays within twice the budget ([`Charge::try_add`]);
 //!   otherwise it is rendered for the write that needs it, and not kept.
 //!
-//! So no more than twice the budget is ever held, as long as the longest message and the largest audience fit in half
-//! of the budget. A larger one passes alone, with its frames, and is all that is over. Tested with random messages, viewers, filters
-//! and spellings in `core/event/tests/bound.rs` and `db/stage/machine/tests`.
+//! So no more than twice the budget is ever held, as long as the longest message and the largest audience fit in
+//! half of the budget. A larger one passes alone, with its frames, and is all that is over. Tested with random
+//! messages, viewers, filters and spellings in `core/event/tests/bound.rs` and `db/stage/machine/tests`.
 //!
 //! When nothing at all is held, the gate is open whatever the budget, so that one message of any size
 //! always passes.
@@ -218,9 +218,9 @@ impl Charge {
         Charge { gate: Arc::clone(gate), bytes: AtomicUsize::new(bytes) }
     }
 
-    /// Counts `more` bytes with it, if what is held then is within twice the budget, or if this is more than half of the
-    /// budget by itself: such a message is read when little else is held, and rendering it again for each of its many
-    /// writes would cost more than the memory does. False, and nothing counted, otherwise.
+    /// Counts `more` bytes with it, if what is held then is within twice the budget, or if this is more than half
+    /// of the budget by itself: such a message is read when little else is held, and rendering it again for each of
+    /// its many writes would cost more than the memory does. False, and nothing counted, otherwise.
     pub fn try_add(&self, more: usize) -> bool {
         if self.bytes() > self.gate.high_bytes / 2 {
             self.add(more);

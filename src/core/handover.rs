@@ -229,8 +229,8 @@ pub enum Want {
 pub enum StageItem {
     /// A message of a filtered channel, for the reactors whose bit is set.
     Event(Arc<Event>, u16),
-    /// A message of a filtered channel was too long to relay: for the reactors whose bit is set, in order with its other
-    /// messages.
+    /// A message of a filtered channel was too long to relay: for the reactors whose bit is set, in order with its
+    /// other messages.
     ChannelGap(Channel, u16),
     /// One more connection of that account watches that channel.
     Join(Channel, Id),

@@ -85,8 +85,8 @@ enum Link {
 const IN_FLIGHT_MAX: u8 = u8::MAX;
 const UNSET_CLEAN_MIN: usize = 1024;
 
-/// Hashtags beyond this, in bytes of their text and [`STALE_ENTRY_BYTES`] for each, are not waited for: their keys end by
-/// themselves. Clients choose the text.
+/// Hashtags beyond this, in bytes of their text and [`STALE_ENTRY_BYTES`] for each, are not waited for: their keys
+/// end by themselves. Clients choose the text.
 const STALE_BYTES_MAX: usize = 4 << 20;
 
 /// What a hashtag takes besides its text: its place in the list, and what the allocator adds.

@@ -1,9 +1,9 @@
 //! A timer wheel: many timers, 8 bytes each, no object per timer, no clock.
 //!
-//! Time is cut into ticks; a timer stands in the slot of its tick. Timers beyond the horizon (a token that
-//! expires within the hour) wait in an ordered map. No single timer is removed: the owner checks whether one that
-//! fires is still meant (clients carry a generation for that), and sifts out those of clients that left, now and then. The work of a turn is the timers that are due, whatever
-//! their number in all.
+//! Time is cut into ticks; a timer stands in the slot of its tick. Timers beyond the horizon (a token that expires
+//! within the hour) wait in an ordered map. No single timer is removed: the owner checks whether one that fires is
+//! still meant (clients carry a generation for that), and sifts out those of clients that left, now and then. The
+//! work of a turn is the timers that are due, whatever their number in all.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -4,19 +4,19 @@
 //! who blocks the author's domain. Expired mutes hide until Rails deletes them; what a mentioned account
 //! blocks does not matter.
 //!
-//! A domain block counts against the author's `accounts.domain`, as Rails compares it. Where that may not be read (grants
-//! of an older version) or there is no such row yet, it counts against the domain of `acct`, in the form in which Rails
-//! stores domains ([`punycode`](super::punycode)).
+//! A domain block counts against the author's `accounts.domain`, as Rails compares it. Where that may not be read
+//! (grants of an older version) or there is no such row yet, it counts against the domain of `acct`, in the form in
+//! which Rails stores domains ([`punycode`](super::punycode)).
 //!
 //! # The statement's plan
-//! Mastodon has an index on whom a block or mute is against, and one on (who, against whom). Which is better depends
-//! on how hated the author is and how many watch, and a planner that is shown a thousand ids spends longer
-//! on estimating than on asking. So the statement decides while it runs, and the planner sees no numbers: first, all who
-//! block or mute the author or a mentioned account are read by the one index, but no more than twice as many as there are
-//! viewers; only when that is reached the viewers are probed one by one in the other index. Domain blocks, which have only
-//! the index on (who, domain), are always probed. The work is bounded by the number of viewers, whoever the
-//! author is. On 200,000 accounts with a million blocks and a million mutes, 1,000 viewers: about 1 ms, 7 to 17 ms
-//! for an author whom 20,000 block, and 2.5 ms more for the domain of a remote author.
+//! Mastodon has an index on whom a block or mute is against, and one on (who, against whom). Which is better
+//! depends on how hated the author is and how many watch, and a planner that is shown a thousand ids spends longer
+//! on estimating than on asking. So the statement decides while it runs, and the planner sees no numbers: first,
+//! all who block or mute the author or a mentioned account are read by the one index, but no more than twice as
+//! many as there are viewers; only when that is reached the viewers are probed one by one in the other index.
+//! Domain blocks, which have only the index on (who, domain), are always probed. The work is bounded by the number
+//! of viewers, whoever the author is. On 200,000 accounts with a million blocks and a million mutes, 1,000 viewers:
+//! about 1 ms, 7 to 17 ms for an author whom 20,000 block, and 2.5 ms more for the domain of a remote author.
 //!
 //! Tested in `tests/db_audience.rs` against a viewer by viewer oracle over random relations.
 

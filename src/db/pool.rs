@@ -5,10 +5,10 @@
 //! flight): one round trip, and nothing that a transaction-pooling PgBouncer would lose.
 //!
 //! Invariants: a statement that was given up (its time ran out, its caller left) never leaves a connection in the
-//! pool that still works on it; only reading statements are sent, so one that met a dying connection, or that the server
-//! gave up for the sake of something else (a standby that replays, a deadlock), is sent once more. A server that takes
-//! no connection is asked for one once per statement: it may be short of them. Losing and regaining PostgreSQL is
-//! logged once each.
+//! pool that still works on it; only reading statements are sent, so one that met a dying connection, or that the
+//! server gave up for the sake of something else (a standby that replays, a deadlock), is sent once more. A server
+//! that takes no connection is asked for one once per statement: it may be short of them. Losing and regaining
+//! PostgreSQL is logged once each.
 //!
 //! Tested against a private PostgreSQL in `tests/db_accounts.rs`.
 

@@ -173,7 +173,8 @@ impl Seats {
     }
 }
 
-/// Clients by address (of IPv6, by network). An address's clients share an `Arc` that they keep for life; its holders are the count.
+/// Clients by address (of IPv6, by network). An address's clients share an `Arc` that they keep for life; its
+/// holders are the count.
 pub(crate) struct Addresses {
     max: usize,
     known: Mutex<Known>,

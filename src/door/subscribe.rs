@@ -2,8 +2,8 @@
 //!
 //! Each request gets exactly one answer in its reactor's mailbox from here: `Delivery::Answer` or
 //! `Delivery::Refused`. The subscription itself the reactor gets from the ingest, before it is confirmed: a message
-//! that Redis sends from its confirmation on is owed. A client has one request under way, so the tasks here are bounded by the
-//! clients, and they end within `DOOR_TIMEOUT`.
+//! that Redis sends from its confirmation on is owed. A client has one request under way, so the tasks here are
+//! bounded by the clients, and they end within `DOOR_TIMEOUT`.
 
 use std::sync::Arc;
 

@@ -10,9 +10,9 @@
 //! drops its clients), or a sentinel announces it (`+switch-master`), which also finds a master that was cut off
 //! from them and not from us. [`watch`] listens to all of them.
 //!
-//! An announcement may be missed while a sentinel is not listened to. So whenever it is listened to again it is asked who
-//! the master is; a sentinel that was cut off from the others names an old one, of a lower configuration epoch, and is
-//! not believed.
+//! An announcement may be missed while a sentinel is not listened to. So whenever it is listened to again it is
+//! asked who the master is; a sentinel that was cut off from the others names an old one, of a lower configuration
+//! epoch, and is not believed.
 //!
 //! Bounds: a connection to each sentinel; what they send is read 4 KiB at a time.
 //! Tested with three sentinels, a master and a replica in `tests/redis_sentinel.rs`.

@@ -1,10 +1,10 @@
 //! A second look at chains that webpki refuses for what it does not know: certificates of version 1 (PostgreSQL's
 //! manual makes them), an authority's certificate as a server's own, signatures that ring does not verify.
 //!
-//! The rules are OpenSSL's at security level 2: each certificate is signed by the key of the next, the last by a trusted
-//! authority's; all are valid now; authorities are of version 3 and say that they are ones; usages, path lengths and
-//! critical extensions are respected; RSA keys have 2048 bits or more, hashes are SHA-2. An authority with name
-//! constraints is refused: webpki judges these.
+//! The rules are OpenSSL's at security level 2: each certificate is signed by the key of the next, the last by a
+//! trusted authority's; all are valid now; authorities are of version 3 and say that they are ones; usages, path
+//! lengths and critical extensions are respected; RSA keys have 2048 bits or more, hashes are SHA-2. An authority
+//! with name constraints is refused: webpki judges these.
 //!
 //! Bounds: [`BETWEEN_MAX`] certificates between, [`SIGNATURES_MAX`] signatures.
 

@@ -1,4 +1,5 @@
-//! TLS towards Redis, Sentinel, PostgreSQL and the receiver of traces: whom to trust, and what to do when a handshake fails.
+//! TLS towards Redis, Sentinel, PostgreSQL and the receiver of traces: whom to trust, and what to do when a
+//! handshake fails.
 //!
 //! rustls with the ring provider, TLS 1.2 and 1.3. A [`Client`] is made once at the start (a file that cannot
 //! be read ends the start) and shared by all connections. What is verified of a certificate is chosen per use: nothing,

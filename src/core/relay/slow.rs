@@ -15,7 +15,8 @@
 //! finished although its subscription or connection was given up. A closing client that does not finish it is reset.
 //!
 //! A reactor that holds little, a quarter of its share of the low mark, closes nobody: what is over the budget waits
-//! elsewhere then, and closing clients here would not help. It is no more than a quarter because the results of custom filters are not counted for this: they take up to half of the low mark.
+//! elsewhere then, and closing clients here would not help. It is no more than a quarter because the results of custom
+//! filters are not counted for this: they take up to half of the low mark.
 //!
 //! Whether a client takes bytes is never concluded from the clock alone: the socket is written to first. After a long
 //! sleep of the thread that happens [`SECOND_LOOK_AFTER`] later, since a machine that stood still has to receive its
@@ -129,8 +130,8 @@ impl<S: Socket> Relay<S> {
         });
     }
 
-    /// Steps 1 and 2, in that order, until it is enough. `again_at` becomes the time at which the next client may have to be closed, if
-    /// that is earlier.
+    /// Steps 1 and 2, in that order, until it is enough. `again_at` becomes the time at which the next client may have
+    /// to be closed, if that is earlier.
     fn evict_suspects(
         &mut self,
         is_enough: &dyn Fn() -> bool,

@@ -6,8 +6,9 @@
 //! Redis drops after a second, and a stale socket file, which a start would replace too. Nothing is started either:
 //! systemd is asked before an address is tried ([`units`]).
 //!
-//! Bounds: each server has [`PATIENCE`] to answer, the receiver of traces its own time (`OTEL_EXPORTER_OTLP_TIMEOUT`).
-//! Tested against real servers in `tests/e2e_check.rs`, a real systemd in `tests/systemd.rs`, that receiver in `tests/e2e_otel_receiver.rs`.
+//! Bounds: each server has [`PATIENCE`] to answer, the receiver of traces its own time
+//! (`OTEL_EXPORTER_OTLP_TIMEOUT`). Tested against real servers in `tests/e2e_check.rs`, a real systemd in
+//! `tests/systemd.rs`, that receiver in `tests/e2e_otel_receiver.rs`.
 
 mod addresses;
 mod database;

@@ -51,8 +51,8 @@ impl Machine {
         self.kept.give_back();
     }
 
-    /// Withholds the oldest statuses until what waits takes no more than the stage's share of the budget. For when Redis
-    /// would otherwise drop the connection, and everybody would be closed.
+    /// Withholds the oldest statuses until what waits takes no more than the stage's share of the budget. For when
+    /// Redis would otherwise drop the connection, and everybody would be closed.
     pub(in crate::db::stage) fn relieve(&mut self) {
         while self.bytes > self.bytes_max {
             let Some(id) = self.oldest_unanswered() else { return };
