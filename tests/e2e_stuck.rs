@@ -324,8 +324,11 @@ fn thread_that_does_not_turn_is_not_ready_and_gets_no_sign_of_life() {
         let Some(stopped) = Stopped::thread(server.child.id(), thread) else {
             return left_out("needs python3 and ptrace");
         };
-        let (status, text) = server.get("/ready");
-        assert_eq!((status, text.contains(thread)), (503, true), "{thread}: {text}");
+        // An answer of a moment ago is given again.
+        wait_until(&format!("{thread} shows on /ready"), PATIENCE, || {
+            let (status, text) = server.get("/ready");
+            status == 503 && text.contains(thread)
+        });
         notified.forget();
         assert!(
             !notified.sign_of_life(Duration::from_secs(3)),

@@ -313,7 +313,10 @@ fn a_link_that_says_nothing_is_noticed() {
     let pid = redis.service.pid();
     signal(pid, "STOP");
     world.expect_gap(2);
-    assert!(world.stats.last_error.read().unwrap().contains("has not answered"));
+    // The reactors are told first.
+    wait_until("the reason is noted", PATIENCE, || {
+        world.stats.last_error.read().is_some_and(|error| error.contains("has not answered"))
+    });
     signal(pid, "CONT");
     world.expect_regained();
 }
