@@ -641,9 +641,14 @@ impl<R> Subscriptions<R> {
         std::mem::take(&mut self.regained)
     }
 
-    /// The reactors with a client on that channel, as bits; none for a channel that nobody holds.
+    /// The reactors with a client that is owed a message of that channel, as bits; none for a channel that nobody holds.
+    ///
+    /// A message that comes while a command is unanswered was published before an UNSUBSCRIBE on its way to Redis.
+    /// Clients that came since are not owed it, and what Redis publishes next would be missing behind it. A kill
+    /// counts all the same.
     pub fn reactors(&self, channel: &Channel) -> Option<u16> {
-        self.table.get(channel).filter(|state| state.refs > 0).map(|state| state.reactors)
+        let state = self.table.get(channel).filter(|state| state.refs > 0)?;
+        Some(if state.in_flight > 0 && !channel.is_system() { 0 } else { state.reactors })
     }
 
     /// Channels that somebody holds.

@@ -96,6 +96,8 @@ pub struct World {
     wire: VecDeque<Published>,
     /// What waits in the audience stage.
     stage: BTreeMap<Channel, VecDeque<Staged>>,
+    /// Commands about a channel that were sent and whose answers were not read yet.
+    unanswered: BTreeMap<Channel, u32>,
     models: BTreeMap<u64, Model>,
     next_model: u64,
     settling: bool,
@@ -151,6 +153,7 @@ impl World {
             inboxes: (0..reactors).map(|_| VecDeque::new()).collect(),
             wire: VecDeque::new(),
             stage: BTreeMap::new(),
+            unanswered: BTreeMap::new(),
             models: BTreeMap::new(),
             next_model: 1,
             settling: false,
@@ -380,6 +383,7 @@ impl World {
         self.epoch += 1;
         self.redis = ModelRedis::default();
         self.wire.clear();
+        self.unanswered.clear();
         self.models.values_mut().for_each(Model::redis_lost);
         self.ring.clear();
         self.subscriptions.connection_lost();

@@ -23,6 +23,9 @@ impl World {
         }
         let (mut subscribe, mut unsubscribe) = (Vec::new(), Vec::new());
         self.subscriptions.next_commands(100, &mut subscribe, &mut unsubscribe);
+        for channel in subscribe.iter().chain(&unsubscribe) {
+            *self.unanswered.entry(channel.clone()).or_default() += 1;
+        }
         for channel in subscribe {
             self.redis.command(channel, true);
         }
@@ -81,14 +84,25 @@ impl World {
                 }
                 Frame::Subscribed { channel, .. } => {
                     let channel = Channel::parse(channel).expect("a channel of ours");
+                    self.command_answered(&channel);
                     self.subscriptions.confirmed(&channel);
                 }
                 Frame::Unsubscribed { channel, .. } => {
                     let channel = Channel::parse(channel).expect("a channel of ours");
+                    self.command_answered(&channel);
                     self.subscriptions.unsubscribed(&channel);
                 }
                 other => panic!("Redis sent {other:?}"),
             }
+        }
+    }
+
+    /// The answer to a command about that channel was read.
+    fn command_answered(&mut self, channel: &Channel) {
+        let unanswered = self.unanswered.get_mut(channel).expect("a command was sent");
+        *unanswered -= 1;
+        if *unanswered == 0 {
+            self.unanswered.remove(channel);
         }
     }
 
@@ -98,7 +112,11 @@ impl World {
             let published = self.wire.pop_front().expect("Redis has sent it");
             assert_eq!(published.channel, channel, "in Redis's order");
             self.read_all();
-            self.models.values_mut().for_each(|model| model.expect(&published));
+            // Before the last command's answer Redis sends what was published before it executed an UNSUBSCRIBE: that is
+            // nobody's who subscribed since.
+            if !self.unanswered.contains_key(&channel) {
+                self.models.values_mut().for_each(|model| model.expect(&published));
+            }
             withheld = published.withheld;
         }
         let Some(mask) = self.subscriptions.reactors(&channel) else { return };
